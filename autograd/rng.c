@@ -1,0 +1,102 @@
+#include "autograd/rng.h"
+#include <math.h>
+
+static inline void mulhilo(uint32_t a, uint32_t b, uint32_t *hi, uint32_t *lo) {
+  uint64_t p = (uint64_t)a * b;
+  *hi = (uint32_t)(p >> 32);
+  *lo = (uint32_t)p;
+}
+
+void ii_philox4x32(const uint32_t key[2], const uint32_t ctr[4], uint32_t out[4]) {
+  uint32_t k0 = key[0], k1 = key[1];
+  uint32_t c0 = ctr[0], c1 = ctr[1], c2 = ctr[2], c3 = ctr[3];
+  for (int round = 0; round < 10; round++) {
+    uint32_t h0, l0, h1, l1;
+    mulhilo(0xD2511F53u, c0, &h0, &l0);
+    mulhilo(0xCD9E8D57u, c2, &h1, &l1);
+    c0 = h1 ^ c1 ^ k0;
+    c1 = l1;
+    c2 = h0 ^ c3 ^ k1;
+    c3 = l0;
+    k0 += 0x9E3779B9u; /* golden ratio */
+    k1 += 0xBB67AE85u; /* sqrt(3) - 1 */
+  }
+  out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
+}
+
+ii_rng ii_rng_make(uint64_t seed, ii_rng_purpose purpose, uint64_t a, uint64_t b) {
+  const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+  const uint32_t ctr[4] = {(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b,
+                           (uint32_t)(b >> 32) ^ ((uint32_t)purpose << 24)};
+  uint32_t id[4];
+  ii_philox4x32(key, ctr, id);
+  /* 128 mixed bits: 64 become the key, 64 the fixed part of the counter */
+  return (ii_rng){.key = {id[0], id[1]}, .ctr = {0, 0, id[2], id[3]}};
+}
+
+uint32_t ii_rng_u32(ii_rng *r) {
+  if (r->left == 0) {
+    ii_philox4x32(r->key, r->ctr, r->out);
+    if (++r->ctr[0] == 0) r->ctr[1]++;
+    r->left = 4;
+  }
+  return r->out[4 - r->left--];
+}
+
+double ii_rng_uniform(ii_rng *r) {
+  uint64_t hi = ii_rng_u32(r) >> 5, lo = ii_rng_u32(r) >> 6; /* 27 + 26 bits */
+  return (double)(hi << 26 | lo) * 0x1p-53;
+}
+
+double ii_rng_range(ii_rng *r, double lo, double hi) { return lo + (hi - lo) * ii_rng_uniform(r); }
+
+double ii_rng_normal(ii_rng *r) {
+  double u = 1.0 - ii_rng_uniform(r), v = ii_rng_uniform(r); /* u in (0, 1] */
+  return sqrt(-2.0 * log(u)) * cos(2.0 * M_PI * v);
+}
+
+uint64_t ii_rng_below(ii_rng *r, uint64_t n) {
+  uint64_t limit = UINT64_MAX - UINT64_MAX % n, x;
+  do {
+    x = (uint64_t)ii_rng_u32(r) << 32;
+    x |= ii_rng_u32(r);
+  } while (x >= limit);
+  return x % n;
+}
+
+/* Gamma(shape, 1) by Marsaglia and Tsang 2000; shape < 1 through Gamma(shape + 1) * U^(1/shape). */
+static double log_gamma_draw(ii_rng *r, double shape) {
+  double boost = 0;
+  if (shape < 1) {
+    boost = log(1.0 - ii_rng_uniform(r)) / shape;
+    shape += 1;
+  }
+  double d = shape - 1.0 / 3.0, c = 1.0 / sqrt(9.0 * d);
+  for (;;) {
+    double x = ii_rng_normal(r), v = 1.0 + c * x;
+    if (v <= 0) continue;
+    v = v * v * v;
+    double u = 1.0 - ii_rng_uniform(r);
+    if (log(u) < 0.5 * x * x + d - d * v + d * log(v)) return log(d * v) + boost;
+  }
+}
+
+double ii_rng_beta(ii_rng *r, double a, double b) {
+  /* in logarithms: for small a, b both gammas may underflow */
+  double x = log_gamma_draw(r, a), y = log_gamma_draw(r, b);
+  return 1.0 / (1.0 + exp(y - x));
+}
+
+void ii_rng_permutation(ii_rng *r, int64_t *perm, int64_t n) {
+  for (int64_t i = 0; i < n; i++) perm[i] = i;
+  for (int64_t i = n - 1; i > 0; i--) {
+    int64_t j = (int64_t)ii_rng_below(r, (uint64_t)i + 1), t = perm[i];
+    perm[i] = perm[j], perm[j] = t;
+  }
+}
+
+uint64_t ii_hash_string(const char *s) {
+  uint64_t h = 0xcbf29ce484222325u;
+  for (; *s; s++) h = (h ^ (unsigned char)*s) * 0x100000001b3u;
+  return h;
+}
