@@ -1,0 +1,31 @@
+/* State of the CPU engine behind ii_kctx.engine: scratch memory and oneDNN. */
+#ifndef II_CPU_ENGINE_H
+#define II_CPU_ENGINE_H
+#include "kernels/kernels.h"
+
+#define II_SCRATCH_SLOTS 8
+
+/* Scratch memory of at least `bytes`, 64-byte aligned, uninitialised, valid until the same slot is
+ * asked for again. Grows and stays, so a warmed-up step allocates nothing. NULL (k->error set) when
+ * memory is exhausted. Call outside parallel regions. */
+void *ii_cpu_scratch(ii_kctx *k, int slot, size_t bytes);
+
+/* Stores one printf-style sentence in k->error; returns 1. */
+int ii_kernel_error(ii_kctx *k, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* c[M,N] = a[M,K] b[K,N] (+ bias[N]) (+ c), fp32 or bf16, through oneDNN; used by linear and bmm.
+ * trans_a: a is stored [K,M]; trans_b: b is stored [N,K]. batch > 1: contiguous batches.
+ * ab_dtype, c_dtype: II_F32 or II_BF16 (c may be II_F32 with bf16 operands). bias is fp32 or NULL.
+ * alpha scales the product (not the bias). accumulate: c += instead of c =. */
+typedef struct {
+  ii_dtype ab_dtype, c_dtype;
+  int64_t batch, M, N, K;
+  bool trans_a, trans_b, accumulate;
+  float alpha;
+  const void *a, *b;
+  const float *bias;
+  void *c;
+} ii_gemm_args;
+int ii_cpu_gemm(ii_kctx *k, const ii_gemm_args *g);
+
+#endif

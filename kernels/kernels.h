@@ -1,0 +1,376 @@
+/* The kernels: raw pointers, sizes and a context, nothing of the autograd. One argument struct per
+ * op serves its forward and its backward kernel; kernels.def lists the kernels, and this header
+ * declares for each of them
+ *
+ *     int ii_cpu_<kernel>(ii_kctx *k, const <args> *a);
+ *
+ * which returns 0, or nonzero with one sentence in k->error (a library failed, no memory).
+ *
+ * Common rules
+ * - Tensors are contiguous and row-major, images are N,H,W,C. Buffers do not overlap unless said.
+ * - a->real is II_F32 or II_F64: the type of weights' gradients, norm parameters, biases, statistics
+ *   and of every accumulation. Each activation has its own type (x_dtype, y_dtype, ...): with
+ *   real = II_F32 it is II_F32 or II_BF16, with real = II_F64 it is II_F64. A gradient of an
+ *   activation has the activation's type; the gradient of a parameter has type `real`.
+ * - Forward kernels overwrite their outputs completely. Backward kernels compute the gradients whose
+ *   pointers are not NULL; each such g<name> has a flag acc_<name>: false overwrites, true adds to
+ *   what is there. What they read besides gy is said at each struct ("bwd reads").
+ * - Sizes may be zero: then nothing is read, and outputs of nonzero size (sums) become zero.
+ * - Results are the same from run to run for a given k->threads; results for one image do not depend
+ *   on the other images of the batch, except in batch_norm and in gradients of parameters.
+ * - Shape letters: N batch, H W height and width, C channels, G groups, D = C/G channels per group,
+ *   K kernel points, Ho Wo output size. "rows" is any product of leading dimensions. */
+#ifndef II_KERNELS_H
+#define II_KERNELS_H
+#include <stdbool.h>
+#include <stdint.h>
+#include "kernels/dtype.h"
+
+typedef enum { II_CPU = 0, II_CUDA, II_DEVICE_COUNT } ii_device;
+
+/* What a kernel needs to know about where it runs. Owned by the autograd context. */
+typedef struct ii_kctx {
+  ii_device device;
+  int threads;  /* CPU: OpenMP threads to use */
+  void *engine; /* the engine's own state: library handles, primitive cache, scratch memory */
+  char error[512];
+} ii_kctx;
+
+/* Opens the CPU engine: k->device, k->threads (0 asks for all processors this process may use) and
+ * k->engine are set. Returns 0, or nonzero with k->error. */
+int ii_cpu_engine_open(ii_kctx *k, int threads);
+/* Releases everything that ii_cpu_engine_open and the kernels allocated. */
+void ii_cpu_engine_close(ii_kctx *k);
+/* Bytes of scratch memory the engine holds for its kernels, for memory reports. */
+int64_t ii_cpu_engine_scratch_bytes(const ii_kctx *k);
+
+/* y[rows,out] = x[rows,in] w[out,in]^T + b[out].  b may be NULL.
+ * x, y, w have type x_dtype; b has type real.
+ * bwd reads x (for gw), w (for gx), gy[rows,out]:
+ *   gx = gy w;  gw[out,in] = gy^T x;  gb = column sums of gy. */
+typedef struct {
+  ii_dtype real, x_dtype;
+  int64_t rows, in, out;
+  const void *x, *w, *b;
+  void *y;
+  const void *gy;
+  void *gx, *gw, *gb;
+  bool acc_gx, acc_gw, acc_gb;
+} ii_linear_args;
+
+/* Dense convolution, square stride and padding, no dilation:
+ * y[N,Ho,Wo,O] = b + sum over (i,j,c) of x[N, ho*stride-pad+i, wo*stride-pad+j, c] w[O,C,kh,kw].
+ * w is stored O,C,kh,kw as in the official state-dict. x, y, w have type x_dtype; b real, or NULL.
+ * bwd reads x (for gw), w (for gx), gy. */
+typedef struct {
+  ii_dtype real, x_dtype;
+  int64_t N, H, W, C, O, Ho, Wo;
+  int kh, kw, stride, pad;
+  const void *x, *w, *b;
+  void *y;
+  const void *gy;
+  void *gx, *gw, *gb;
+  bool acc_gx, acc_gw, acc_gb;
+} ii_conv2d_args;
+
+/* Depthwise convolution, k x k, stride 1, padding (k-1)/2, k odd: y has the shape of x[N,H,W,C].
+ * w is stored C,1,k,k and, like b (may be NULL), has type real. x, y: x_dtype.
+ * bwd reads x, w, gy. */
+typedef struct {
+  ii_dtype real, x_dtype;
+  int64_t N, H, W, C;
+  int k;
+  const void *x, *w, *b;
+  void *y;
+  const void *gy;
+  void *gx, *gw, *gb;
+  bool acc_gx, acc_gw, acc_gb;
+} ii_dwconv2d_args;
+
+typedef enum { II_ACT_NONE = 0, II_ACT_GELU } ii_act;
+
+/* Layer norm over the last dimension, optionally followed by GELU (erf):
+ *   y = act((x - mean) * rstd * gamma + beta), rstd = 1/sqrt(var + eps), var biased.
+ * x[rows,C] of x_dtype, y of y_dtype; gamma, beta, mean[rows], rstd[rows] of type real.
+ * fwd writes y, mean, rstd. bwd reads x, gamma, beta (only with an activation), mean, rstd, gy. */
+typedef struct {
+  ii_dtype real, x_dtype, y_dtype;
+  int64_t rows, C;
+  double eps;
+  ii_act act;
+  const void *x, *gamma, *beta;
+  void *y, *mean, *rstd;
+  const void *gy;
+  void *gx, *ggamma, *gbeta;
+  bool acc_gx, acc_ggamma, acc_gbeta;
+} ii_layer_norm_args;
+
+/* Batch norm over rows, per channel: y = (x - mean) * rstd * gamma + beta.
+ * training: mean and biased variance of the batch; running_mean and running_var (both updated in
+ *   place) become (1-momentum)*old + momentum*batch, with the UNBIASED variance (rows > 1).
+ * eval: the running statistics are used and not changed.
+ * fwd writes y, mean[C], rstd[C] (the ones it used). bwd reads x, gamma, mean, rstd, gy; in eval
+ * mode mean and rstd are constants. */
+typedef struct {
+  ii_dtype real, x_dtype, y_dtype;
+  int64_t rows, C;
+  double eps, momentum;
+  bool training;
+  const void *x, *gamma, *beta;
+  void *running_mean, *running_var;
+  void *y, *mean, *rstd;
+  const void *gy;
+  void *gx, *ggamma, *gbeta;
+  bool acc_gx, acc_ggamma, acc_gbeta;
+} ii_batch_norm_args;
+
+/* Element-wise functions y = f(x) on n elements: GELU x*Phi(x) (erf form), ReLU, SiLU x*sigmoid(x),
+ * sigmoid. bwd reads x (gelu, silu) or y (relu, sigmoid), and gy: gx = f'(x) gy; ReLU'(0) = 0. */
+typedef struct {
+  ii_dtype real, x_dtype, y_dtype;
+  int64_t n;
+  const void *x;
+  void *y;
+  const void *gy;
+  void *gx;
+  bool acc_gx;
+} ii_eltwise_args;
+
+/* y[rows,n] = softmax over the last dimension (max subtracted). bwd reads y, gy. */
+typedef struct {
+  ii_dtype real, x_dtype, y_dtype;
+  int64_t rows, n;
+  const void *x;
+  void *y;
+  const void *gy;
+  void *gx;
+  bool acc_gx;
+} ii_softmax_args;
+
+/* Deformable convolution v3 and v4 (InternImage eq. 2; DCNv4 eq. 1): for output (n,ho,wo), group g,
+ * tap k = (i,j), i over kw OUTER, j over kh INNER, the centre (kw/2, kh/2) skipped and the gap closed
+ * when remove_center:
+ *   cw = (dil_w*(kw-1))>>1, likewise ch;  s = offset_scale
+ *   px = wo*stride_w - pad_w + cw - cw*s + (i*dil_w + dx)*s
+ *   py = ho*stride_h - pad_h + ch - ch*s + (j*dil_h + dy)*s
+ *   y[n,ho,wo,g,:] += m_k * bilinear(x[n,:,:,g,:], py, px), only if py > -1, px > -1, py < H, px < W
+ *   (else the tap has no output and no gradient; NaN offsets therefore contribute nothing);
+ *   corners outside the image count as 0.
+ * x[N,H,W,C], y[N,Ho,Wo,C] of x_dtype; channel = g*D + d.
+ * Offsets and modulations are of type om_dtype, and are found by strides (in elements), which is all
+ * that distinguishes v3 from v4. With row = (n*Ho + ho)*Wo + wo:
+ *   dx = offset[row*offset_row + g*offset_group + 2k], dy the next;  m = mask[row*mask_row + g*mask_group + k]
+ *   v3: offset[rows,G,K,2], mask[rows,G,K].
+ *   v4: one packed tensor [rows,P]: offset_row = mask_row = P, offset_group = mask_group = 3K,
+ *       mask = offset + 2K elements; P >= 3KG, the tail is ignored.
+ * softmax: mask holds logits, m = softmax over the K taps of a group, computed in type real; its
+ *   gradient is with respect to the logits.
+ * bwd reads x, offset, mask, gy. goffset and gmask use the strides of offset and mask and are written
+ *   (or added to) at the taps' places only: the caller clears a padded tail. */
+typedef struct {
+  ii_dtype real, x_dtype, om_dtype;
+  int64_t N, H, W, C, G, Ho, Wo;
+  int kh, kw, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
+  bool remove_center, softmax;
+  double offset_scale;
+  const void *x, *offset, *mask;
+  int64_t offset_row, offset_group, mask_row, mask_group;
+  void *y;
+  const void *gy;
+  void *gx, *goffset, *gmask;
+  bool acc_gx, acc_goffset, acc_gmask;
+} ii_dcn_args;
+
+/* Taps of a DCN kernel window: kh*kw, less one when the centre is removed. */
+static inline int ii_dcn_taps(int kh, int kw, bool remove_center) {
+  return kh * kw - (remove_center ? 1 : 0);
+}
+
+/* Residual branch with layer scale and stochastic depth (per sample):
+ *   y[N,rows,C] = x + keep[n] * gamma[c] * f;  gamma (real) and keep[N] (real, already divided by the
+ *   keep probability) may be NULL and then count as 1.
+ * x and y have x_dtype, f has f_dtype.
+ * bwd reads f (for ggamma), gamma, keep, gy (x_dtype): gf = keep*gamma*gy (f_dtype);
+ *   ggamma = sums of keep*gy*f. The gradient of x is gy itself. */
+typedef struct {
+  ii_dtype real, x_dtype, f_dtype;
+  int64_t N, rows, C;
+  const void *x, *f, *gamma, *keep;
+  void *y;
+  const void *gy;
+  void *gf, *ggamma;
+  bool acc_gf, acc_ggamma;
+} ii_residual_args;
+
+/* c = a + b, n elements, one type. The gradients of a and b are gy itself. */
+typedef struct {
+  ii_dtype real, x_dtype;
+  int64_t n;
+  const void *a, *b;
+  void *c;
+} ii_add_args;
+
+/* Centre feature scale: y = a*(1-s) + v*s with s[rows,G] spread over the D channels of its group.
+ * a, v, y [rows, G*D] of x_dtype, s of s_dtype. bwd reads a, v, s, gy. */
+typedef struct {
+  ii_dtype real, x_dtype, s_dtype;
+  int64_t rows, G, D;
+  const void *a, *v, *s;
+  void *y;
+  const void *gy;
+  void *ga, *gv, *gs;
+  bool acc_ga, acc_gv, acc_gs;
+} ii_group_mix_args;
+
+/* Mean over the spatial positions: x[N,P,C] (x_dtype) -> y[N,C] (y_dtype). */
+typedef struct {
+  ii_dtype real, x_dtype, y_dtype;
+  int64_t N, P, C;
+  const void *x;
+  void *y;
+  const void *gy;
+  void *gx;
+  bool acc_gx;
+} ii_mean_pool_args;
+
+/* 2-D average pooling (padding counts in the divisor, as torch's default) and max pooling, window
+ * k x k, x[N,H,W,C] -> y[N,Ho,Wo,C]. Max pooling: the first maximum in row-major order wins, NaN
+ * wins over numbers; fwd writes argmax[N,Ho,Wo,C] (the flat h*W+w, int32), bwd reads it. */
+typedef struct {
+  ii_dtype real, x_dtype;
+  int64_t N, H, W, C, Ho, Wo;
+  int k, stride, pad;
+  const void *x;
+  void *y;
+  int32_t *argmax; /* max pooling only */
+  const void *gy;
+  void *gx;
+  bool acc_gx;
+} ii_pool2d_args;
+
+/* c[batch,M,N] = alpha * a[batch,M,K] op(b), op(b) = b[batch,K,N], or b[batch,N,K]^T if trans_b.
+ * One type for a, b, c. bwd reads a, b, gc. */
+typedef struct {
+  ii_dtype real, x_dtype;
+  int64_t batch, M, N, K;
+  bool trans_b;
+  double alpha;
+  const void *a, *b;
+  void *c;
+  const void *gc;
+  void *ga, *gb;
+  bool acc_ga, acc_gb;
+} ii_bmm_args;
+
+/* y[A,C,B,D] = x[A,B,C,D]: swaps the two middle dimensions. Its backward is itself with B and C
+ * exchanged; accumulate adds to y (bwd). Any type. */
+typedef struct {
+  ii_dtype real, x_dtype;
+  int64_t A, B, C, D;
+  const void *x;
+  void *y;
+  bool accumulate;
+} ii_transpose_args;
+
+/* Pixel shuffle, NHWC: y[N,H*r,W*r,C][h*r+a, w*r+b, c] = x[N,H,W,C*r*r][h, w, c*r*r + a*r + b].
+ * bwd: gx gathers gy. */
+typedef struct {
+  ii_dtype real, x_dtype;
+  int64_t N, H, W, C; /* C: channels of y */
+  int r;
+  const void *x;
+  void *y;
+  const void *gy;
+  void *gx;
+  bool acc_gx;
+} ii_pixel_shuffle_args;
+
+/* Cross entropy on logits x[N,C] of x_dtype; loss is one number of type real, the mean over N.
+ * soft_ce:   loss = mean_n( -sum_c t[n,c] log_softmax(x)[n,c] ), targets t[N,C] of type real.
+ * smooth_ce: loss = mean_n( (1-e) * -logp[n,label] + e * mean_c(-logp[n,c]) ), e = smoothing,
+ *            labels int32 in [0,C).
+ * fwd writes loss and lse[N] (log-sum-exp, real). bwd reads x, lse, targets or labels, and gy, one
+ * number of type real: gx (x_dtype) is scaled by it. */
+typedef struct {
+  ii_dtype real, x_dtype;
+  int64_t N, C;
+  double smoothing;
+  const void *x, *targets;
+  const int32_t *labels;
+  void *loss, *lse;
+  const void *gy;
+  void *gx;
+  bool acc_gx;
+} ii_ce_args;
+
+/* y = x converted to y_dtype, n elements; accumulate adds to y. Any of F32, F64, BF16 on both sides
+ * (real decides the intermediate type only when one side is F64). */
+typedef struct {
+  ii_dtype real, x_dtype, y_dtype;
+  int64_t n;
+  const void *x;
+  void *y;
+  bool accumulate;
+} ii_cast_args;
+
+/* ---- Not differentiated: used by the optimizer and by gradient bookkeeping. ---- */
+
+/* y[i] = value, n elements of y_dtype. */
+typedef struct {
+  ii_dtype real, y_dtype;
+  int64_t n;
+  double value;
+  void *y;
+} ii_fill_args;
+
+/* *out (a double) = sum of x[i]^2, accumulated in double in fixed blocks of 65536 elements, so the
+ * result does not depend on the number of threads. x of type real. */
+typedef struct {
+  ii_dtype real;
+  int64_t n;
+  const void *x;
+  double *out;
+} ii_sumsq_args;
+
+/* One AdamW step (Loshchilov and Hutter 2019, as torch.optim.AdamW) on one tensor, with everything
+ * that must pass over the same memory: g' = grad_scale*g;  p *= 1 - lr*weight_decay;
+ * m = b1*m + (1-b1)*g';  v = b2*v + (1-b2)*g'^2;
+ * p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps);
+ * then, where not NULL: ema = ema_decay*ema + (1-ema_decay)*p;  low = bf16(p).
+ * p, g, m, v, ema of type real; t >= 1. */
+typedef struct {
+  ii_dtype real;
+  int64_t n, t;
+  double lr, beta1, beta2, eps, weight_decay, grad_scale, ema_decay;
+  void *p, *m, *v, *ema;
+  const void *g;
+  uint16_t *low;
+} ii_adamw_args;
+
+/* One SGD step (as torch.optim.SGD, dampening 0): g' = grad_scale*g + weight_decay*p;
+ * m = g' on the first step (t == 1), else momentum*m + g';  d = nesterov ? g' + momentum*m : m;
+ * p -= lr*d; ema and low as in AdamW. momentum 0: m may be NULL. */
+typedef struct {
+  ii_dtype real;
+  int64_t n, t;
+  double lr, momentum, weight_decay, grad_scale, ema_decay;
+  bool nesterov;
+  void *p, *m, *ema;
+  const void *g;
+  uint16_t *low;
+} ii_sgd_args;
+
+/* ema = decay*ema + (1-decay)*p, type real (buffers such as running statistics). */
+typedef struct {
+  ii_dtype real;
+  int64_t n;
+  double decay;
+  void *ema;
+  const void *p;
+} ii_ema_args;
+
+#define II_KERNEL(name, args) int ii_cpu_##name(ii_kctx *k, const args *a);
+#include "kernels/kernels.def"
+#undef II_KERNEL
+
+#endif
