@@ -1,0 +1,60 @@
+/* Which images there are and what their labels are; no pixels.
+ *
+ * Two kinds: a folder with one sub-folder per class, and a list file. Reading is done once; after
+ * that a dataset is constant and may be used from any thread. */
+#ifndef II_DATASET_H
+#define II_DATASET_H
+#include <stdbool.h>
+#include <stdint.h>
+#include "autograd/error.h"
+
+typedef struct ii_dataset ii_dataset;
+
+#define II_META_VALUES 7   /* temporal 4, spatial 3 */
+#define II_PATH_MAX    4096 /* longest path of a file, with its end */
+
+/* Image folder: dir/<class>/<file>. Classes are the sub-folders in byte order of their names (the
+ * label is the rank), files are in byte order within a class. Files are taken when they are regular
+ * and end, in any case, in .jpg .jpeg .jpe .jfif or .png (what is inside is found at decoding);
+ * everything else is counted, see ii_dataset_ignored. Names beginning with '.' are not looked at.
+ * Errors: II_ERR_IO (folder missing or unreadable), II_ERR_FORMAT (no class, a class without
+ * images), II_ERR_MEMORY. */
+ii_status ii_dataset_open_folder(const char *dir, ii_dataset **dataset, ii_error *err);
+
+/* List file: one image per line, `path label` or `path label month lat lon`, all lines alike.
+ * Fields are separated by tabs if the line has a tab (then paths may contain spaces), else by
+ * spaces. Paths are relative to root unless they begin with '/'. Labels are 0..num_classes-1;
+ * num_classes 0 means the highest label + 1. Empty lines are skipped. month is 1..12, lat and lon
+ * are degrees; '-' or 'nan' is a missing value.
+ * Errors, with the line's number: II_ERR_IO, II_ERR_FORMAT, II_ERR_MEMORY. */
+ii_status ii_dataset_open_list(const char *list, const char *root, int64_t num_classes,
+                               ii_dataset **dataset, ii_error *err);
+
+void ii_dataset_free(ii_dataset *dataset); /* NULL is allowed */
+
+int64_t ii_dataset_size(const ii_dataset *dataset);        /* number of images, > 0 */
+int64_t ii_dataset_num_classes(const ii_dataset *dataset);
+bool ii_dataset_has_meta(const ii_dataset *dataset);
+
+/* The folder's name of class i; NULL for a list file. Belongs to the dataset. */
+const char *ii_dataset_class_name(const ii_dataset *dataset, int64_t i);
+
+/* How many entries of an image folder were left out because they are not regular files with an
+ * image's ending, and the path of the first (NULL if none). */
+int64_t ii_dataset_ignored(const ii_dataset *dataset, const char **first);
+
+int32_t ii_dataset_label(const ii_dataset *dataset, int64_t i); /* 0 <= i < size */
+
+/* Writes the path of image i to out (II_PATH_MAX bytes). */
+void ii_dataset_path(const ii_dataset *dataset, int64_t i, char *out);
+
+/* The 7 numbers the iNaturalist model takes beside image i: temporal [sin, cos of 2 pi month / 12,
+ * 0, 0] and spatial [cos lat cos lon, cos lat sin lon, sin lat]. Zeros stand for a missing month,
+ * and for a place of which lat or lon is missing or exactly 0 (the official rule). */
+void ii_dataset_meta(const ii_dataset *dataset, int64_t i, float out[II_META_VALUES]);
+
+/* Checks that both have the same classes in the same order, as a train and a validation set must.
+ * Errors: II_ERR_FORMAT, naming the first difference. */
+ii_status ii_dataset_check_same_classes(const ii_dataset *a, const ii_dataset *b, ii_error *err);
+
+#endif
