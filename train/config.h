@@ -15,7 +15,7 @@
 #include "autograd/error.h"
 
 #define II_CONFIG_STRING 1024 /* bytes of a string value, with its final 0 */
-#define II_CONFIG_LIST 16     /* most elements of a list value */
+#define II_CONFIG_LIST   16   /* most elements of a list value */
 
 typedef struct {
   int64_t count;
@@ -58,13 +58,13 @@ typedef struct {
 #define II_SECTION_END(section)                                                                    \
   }                                                                                                \
   section;
-#define II_BOOL(section, name, def, help) bool name;
-#define II_INT(section, name, def, min, max, help) int64_t name;
-#define II_DOUBLE(section, name, def, min, max, help) double name;
-#define II_STRING(section, name, def, help) char name[II_CONFIG_STRING];
-#define II_ENUM2(section, name, def, a, b, help) int name;
-#define II_ENUM3(section, name, def, a, b, c, help) int name;
-#define II_INTS(section, name, nmin, nmax, min, max, def, help) ii_int_list name;
+#define II_BOOL(section, name, def, help)                          bool name;
+#define II_INT(section, name, def, min, max, help)                 int64_t name;
+#define II_DOUBLE(section, name, def, min, max, help)              double name;
+#define II_STRING(section, name, def, help)                        char name[II_CONFIG_STRING];
+#define II_ENUM2(section, name, def, a, b, help)                   int name;
+#define II_ENUM3(section, name, def, a, b, c, help)                int name;
+#define II_INTS(section, name, nmin, nmax, min, max, def, help)    ii_int_list name;
 #define II_DOUBLES(section, name, nmin, nmax, min, max, def, help) ii_double_list name;
 typedef struct {
 #include "train/options.def"
