@@ -1,0 +1,88 @@
+/* Deformable convolution on the CPU: what the forward and the backward kernel share.
+ *
+ * Work is done per image and group. The group's channels are copied into a slab: pixels of Dp
+ * channels (D rounded up to whole vectors), with a border of zeros, so that every corner of every tap
+ * is one load without a test. Slab row r holds image row r-1; rows 0, H+1 and H+2 are zero, columns 0
+ * and W+1 too. A tap without a sample points at the first pixel of row H+1, where all four of its
+ * corners are zero.
+ *
+ * Output pixels are taken in chunks (a part of one row). For a chunk the taps are a flat list,
+ * t = pixel*K + k, padded to whole blocks with taps without a sample: positions and weights are
+ * computed with vectors over t, sampling with vectors over the channels. */
+#ifndef II_CPU_DCN_H
+#define II_CPU_DCN_H
+#include "kernels/cpu/cpu.h"
+
+#if defined(__AVX512F__)
+#define II_VEC_BYTES 64
+#elif defined(__AVX__) || defined(II_REAL_F64)
+#define II_VEC_BYTES 32
+#else
+#define II_VEC_BYTES 16
+#endif
+#define II_VEC ((int64_t)(II_VEC_BYTES / sizeof(real))) /* channels per vector */
+#define II_TAP_BLOCK 16                                 /* taps per step of the loops over t */
+
+/* A vector of channels at any address of a `real`. */
+typedef real ii_vec __attribute__((vector_size(II_VEC_BYTES), aligned(sizeof(real)), may_alias));
+
+/* One call's geometry and tables, shared by all threads. */
+typedef struct {
+  const ii_dcn_args *a;
+  int64_t D, Dp, K;      /* channels per group, the same padded, taps */
+  int64_t line, pixels;  /* slab: pixels per row, pixels in all */
+  int64_t chunk, cap;    /* output pixels per chunk, taps per padded chunk */
+  real scale;            /* offset_scale */
+  real *base_x;          /* [Wo*K + block]: position of the pixel's window, x */
+  real *tap_x, *tap_y;   /* [cap]: i*dil_w and j*dil_h of tap t%K */
+  int32_t *pixel_of_tap; /* [cap]: t/K; 0 for padding */
+} ii_dcn_plan;
+
+/* One thread's working memory. */
+typedef struct {
+  real *slab;    /* [pixels*Dp]: the group's x */
+  real *gslab;   /* [pixels*Dp]: its gradient (backward) */
+  real *rows;    /* [chunk*Dp]: y or gy when they cannot be used in place */
+  real *off, *m; /* [cap*2], [cap]: offsets and modulations (after softmax) of the chunk */
+  real *w;       /* [cap*4]: modulation times bilinear weight of the corners TL TR BL BR */
+  real *lx, *ly; /* [cap]: fractional positions */
+  real *s;       /* [cap*4]: <gy, corner> (backward) */
+  real *goff, *gm;
+  int32_t *at;    /* [cap]: slab pixel of the top left corner */
+  int64_t filled; /* n*G+g of the group in the slab; -1: none */
+} ii_dcn_work;
+
+/* Shared and per-thread memory from the engine's scratch slot 0, tables filled in. *work points to
+ * k->threads entries inside it. Returns 1 with k->error when memory is exhausted. */
+int II_FN(dcn_prepare)(ii_kctx *k, const ii_dcn_args *a, bool backward, ii_dcn_plan *p,
+                       ii_dcn_work **work);
+
+/* Clears the slab (its border stays zero afterwards); once per thread before the first fill. */
+void II_FN(dcn_clear)(const ii_dcn_plan *p, ii_dcn_work *w);
+
+/* Copies group g of image n into the slab unless it is there already. */
+void II_FN(dcn_fill)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g);
+
+/* Taps of the output pixels [wo, wo+count) of row ho: fills off, m, at, w, lx, ly. */
+void II_FN(dcn_taps)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t ho,
+                     int64_t wo, int64_t count);
+
+/* Index of the first offset and of the first modulation of output pixel (n,ho,wo), group g. */
+static inline int64_t ii_dcn_offset_at(const ii_dcn_args *a, int64_t row, int64_t g) {
+  return row * a->offset_row + g * a->offset_group;
+}
+static inline int64_t ii_dcn_mask_at(const ii_dcn_args *a, int64_t row, int64_t g) {
+  return row * a->mask_row + g * a->mask_group;
+}
+
+/* Taps of `count` pixels, rounded up to whole blocks. */
+static inline int64_t ii_dcn_padded(const ii_dcn_plan *p, int64_t count) {
+  return (count * p->K + II_TAP_BLOCK - 1) / II_TAP_BLOCK * II_TAP_BLOCK;
+}
+
+/* The slab pixel of a tap without a sample. */
+static inline int32_t ii_dcn_nowhere(const ii_dcn_plan *p) {
+  return (int32_t)((p->a->H + 1) * p->line);
+}
+
+#endif

@@ -1,0 +1,279 @@
+/* Deformable convolution, backward.
+ *
+ * With S_c = <gy, corner c>, a tap needs four dot products and nothing else of its channels:
+ *   gmask = sum_c a_c S_c,  gdx = s m ((1-ly)(S_TR - S_TL) + ly (S_BR - S_BL)),  gdy likewise,
+ * and adds m a_c gy to the gradient of its corners. Those sums go to a slab of the thread, so no two
+ * threads add to the same place. */
+#include <omp.h>
+#include "kernels/cpu/dcn.h"
+
+/* r = (a0+a1, a2+a3, ..., b0+b1, ...): after log2(II_VEC) rounds each lane is the sum of a vector. */
+static inline __attribute__((always_inline)) ii_vec fold(ii_vec a, ii_vec b) {
+#ifdef II_REAL_F64
+  typedef int64_t lanes __attribute__((vector_size(II_VEC_BYTES)));
+#else
+  typedef int32_t lanes __attribute__((vector_size(II_VEC_BYTES)));
+#endif
+  typedef real exact __attribute__((vector_size(II_VEC_BYTES)));
+  lanes even, odd;
+  for (int i = 0; i < II_VEC; i++) {
+    even[i] = 2 * i;
+    odd[i] = 2 * i + 1;
+  }
+  exact x = a, y = b;
+  return __builtin_shuffle(x, y, even) + __builtin_shuffle(x, y, odd);
+}
+
+static inline __attribute__((always_inline)) ii_vec fold4(const ii_vec *v) {
+  return fold(fold(v[0], v[1]), fold(v[2], v[3]));
+}
+
+/* The four dot products of one tap, not yet summed over the lanes, and its additions to gslab. */
+static inline __attribute__((always_inline)) void
+one_tap(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv, const real *gy,
+        int64_t t, ii_vec *s) {
+  const int64_t Dp = p->Dp, below = p->line * Dp;
+  const real *v = w->slab + w->at[t] * Dp + first, *cw = w->w + 4 * t;
+  real *gv = w->gslab + w->at[t] * Dp + first;
+  for (int j = 0; j < nv; j++, v += II_VEC, gv += II_VEC, gy += II_VEC) {
+    ii_vec g = *(const ii_vec *)gy;
+    if (j == 0) {
+      s[0] = g * *(const ii_vec *)v;
+      s[1] = g * *(const ii_vec *)(v + Dp);
+      s[2] = g * *(const ii_vec *)(v + below);
+      s[3] = g * *(const ii_vec *)(v + below + Dp);
+    } else {
+      s[0] += g * *(const ii_vec *)v;
+      s[1] += g * *(const ii_vec *)(v + Dp);
+      s[2] += g * *(const ii_vec *)(v + below);
+      s[3] += g * *(const ii_vec *)(v + below + Dp);
+    }
+    *(ii_vec *)gv += g * cw[0];
+    *(ii_vec *)(gv + Dp) += g * cw[1];
+    *(ii_vec *)(gv + below) += g * cw[2];
+    *(ii_vec *)(gv + below + Dp) += g * cw[3];
+  }
+}
+
+/* All taps of a chunk, nv vectors of channels (a constant): w->s (=, or += where add) and gslab. */
+static inline __attribute__((always_inline)) void
+scatter(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv, const bool add,
+        int64_t taps, const real *gy, int64_t step) {
+  for (int64_t t = 0; t < taps; t += II_VEC / 4) {
+    ii_vec s[16];
+    for (int64_t i = 0; i < II_VEC / 4; i++)
+      one_tap(p, w, first, nv, gy + p->pixel_of_tap[t + i] * step, t + i, s + 4 * i);
+    ii_vec sum;
+    if (II_VEC == 16) {
+      ii_vec f[4] = {fold4(s), fold4(s + 4), fold4(s + 8), fold4(s + 12)};
+      sum = fold4(f);
+    } else if (II_VEC == 8) {
+      sum = fold(fold4(s), fold4(s + 4));
+    } else {
+      sum = fold4(s);
+    }
+    ii_vec *out = (ii_vec *)(w->s + 4 * t);
+    if (add) *out += sum;
+    else *out = sum;
+  }
+}
+
+/* All channels of a chunk. */
+static void scatter_all(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t count, const real *gy,
+                        int64_t step) {
+  int64_t taps = ii_dcn_padded(p, count), c = 0, left = p->Dp / II_VEC;
+  if (left >= 4) scatter(p, w, 0, 4, false, taps, gy, step), c = 4 * II_VEC, left -= 4;
+  else if (left >= 2) scatter(p, w, 0, 2, false, taps, gy, step), c = 2 * II_VEC, left -= 2;
+  else if (left) scatter(p, w, 0, 1, false, taps, gy, step), left = 0;
+  else memset(w->s, 0, (size_t)taps * 4 * sizeof(real));
+  for (; left >= 2; left -= 2, c += 2 * II_VEC) scatter(p, w, c, 2, true, taps, gy + c, step);
+  if (left) scatter(p, w, c, 1, true, taps, gy + c, step);
+}
+
+/* gm and goff of one block of taps from their dot products; taps without a sample get zeros, whatever
+ * gy holds. */
+static inline void tap_gradients(const ii_dcn_plan *p, ii_dcn_work *w, int64_t t0) {
+  const real scale = p->scale;
+  const int32_t nowhere = ii_dcn_nowhere(p);
+  const real *restrict s = w->s + 4 * t0, *restrict m = w->m + t0;
+  const real *restrict lx = w->lx + t0, *restrict ly = w->ly + t0;
+  const int32_t *restrict at = w->at + t0;
+  real *restrict goff = w->goff + 2 * t0, *restrict gm = w->gm + t0;
+#pragma omp simd
+  for (int t = 0; t < II_TAP_BLOCK; t++) {
+    real tl = s[4 * t], tr = s[4 * t + 1], bl = s[4 * t + 2], br = s[4 * t + 3];
+    real x = lx[t], y = ly[t], sm = scale * m[t];
+    real sum = (1 - y) * ((1 - x) * tl + x * tr) + y * ((1 - x) * bl + x * br);
+    real gx = sm * ((1 - y) * (tr - tl) + y * (br - bl));
+    real gy = sm * ((1 - x) * (bl - tl) + x * (br - tr));
+    bool in = at[t] != nowhere;
+    gm[t] = in ? sum : 0;
+    goff[2 * t] = in ? gx : 0;
+    goff[2 * t + 1] = in ? gy : 0;
+  }
+}
+
+/* gm becomes the gradient of the logits: m_k (gm_k - sum_j m_j gm_j). */
+static void softmax_gradient(int64_t K, int64_t count, const real *m, real *gm) {
+  for (int64_t i = 0; i < count; i++, m += K, gm += K) {
+    real sum = 0;
+    for (int64_t k = 0; k < K; k++) sum += m[k] * gm[k];
+    for (int64_t k = 0; k < K; k++) gm[k] = m[k] * (gm[k] - sum);
+  }
+}
+
+/* Stores (or adds) a list of n values at each of `count` places `step` apart. */
+static inline __attribute__((always_inline)) void
+store_list(ii_dtype t, bool add, void *dst, int64_t at, int64_t step, int64_t count, int64_t n,
+           const real *src) {
+  for (int64_t i = 0; i < count; i++) {
+    const real *v = src + i * n;
+    if (t == II_REAL_DTYPE) {
+      real *d = (real *)dst + at + i * step;
+      if (add)
+        for (int64_t j = 0; j < n; j++) d[j] += v[j];
+      else memcpy(d, v, (size_t)n * sizeof(real));
+    } else {
+      uint16_t *d = (uint16_t *)dst + at + i * step;
+      for (int64_t j = 0; j < n; j++)
+        d[j] = ii_f32_to_bf16((float)v[j] + (add ? ii_bf16_to_f32(d[j]) : 0));
+    }
+  }
+}
+
+static void store_taps(const ii_dcn_plan *p, ii_dcn_work *w, int64_t row, int64_t g,
+                       int64_t count) {
+  const ii_dcn_args *a = p->a;
+  int64_t off = ii_dcn_offset_at(a, row, g), mask = ii_dcn_mask_at(a, row, g);
+  bool plain = p->K == 9 && a->om_dtype == II_REAL_DTYPE && !a->acc_goffset && !a->acc_gmask;
+  if (plain && a->goffset && a->gmask) { /* sizes known: two or three moves each */
+    store_list(II_REAL_DTYPE, false, a->goffset, off, a->offset_row, count, 18, w->goff);
+    store_list(II_REAL_DTYPE, false, a->gmask, mask, a->mask_row, count, 9, w->gm);
+    return;
+  }
+  if (a->goffset)
+    store_list(a->om_dtype, a->acc_goffset, a->goffset, off, a->offset_row, count, p->K * 2,
+               w->goff);
+  if (a->gmask)
+    store_list(a->om_dtype, a->acc_gmask, a->gmask, mask, a->mask_row, count, p->K, w->gm);
+}
+
+/* gy of `count` pixels with Dp channels each: in place, or in w->rows. */
+static const real *load_gy(const ii_dcn_plan *p, ii_dcn_work *w, int64_t at, int64_t count,
+                           int64_t *step) {
+  const ii_dcn_args *a = p->a;
+  *step = a->C;
+  if (a->x_dtype == II_REAL_DTYPE && p->D == p->Dp) return (const real *)a->gy + at;
+  *step = p->Dp;
+  for (int64_t i = 0; i < count; i++) {
+    real *row = w->rows + i * p->Dp;
+    const real *v = ii_row_in(a->x_dtype, a->gy, at + i * a->C, p->D, row);
+    if (v != row) memcpy(row, v, (size_t)p->D * sizeof(real));
+    for (int64_t d = p->D; d < p->Dp; d++) row[d] = 0;
+  }
+  return w->rows;
+}
+
+/* Output rows [h0,h1) of one image and group: goffset, gmask, and the sums in w->gslab. */
+static void backward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t h0,
+                          int64_t h1) {
+  const ii_dcn_args *a = p->a;
+  memset(w->gslab, 0, (size_t)(p->pixels * p->Dp) * sizeof(real));
+  for (int64_t ho = h0; ho < h1; ho++)
+    for (int64_t wo = 0; wo < a->Wo; wo += p->chunk) {
+      int64_t count = a->Wo - wo < p->chunk ? a->Wo - wo : p->chunk, step;
+      int64_t row = (n * a->Ho + ho) * a->Wo + wo, end = ii_dcn_padded(p, count);
+      II_FN(dcn_taps)(p, w, n, g, ho, wo, count);
+      const real *gy = load_gy(p, w, row * a->C + g * p->D, count, &step);
+      scatter_all(p, w, count, gy, step);
+      for (int64_t t = 0; t < end; t += II_TAP_BLOCK) tap_gradients(p, w, t);
+      if (a->softmax) softmax_gradient(p->K, count, w->m, w->gm);
+      store_taps(p, w, row, g, count);
+    }
+}
+
+/* Image row h of gx: the sum of `parts` slabs, `apart` elements from one to the next; it is formed in
+ * the first one. */
+static void store_gx_row(const ii_dcn_plan *p, real *slab, int64_t parts, int64_t apart, int64_t n,
+                         int64_t g, int64_t h) {
+  const ii_dcn_args *a = p->a;
+  real *sum = slab + ((h + 1) * p->line + 1) * p->Dp;
+  for (int64_t r = 1; r < parts; r++)
+#pragma omp simd
+    for (int64_t i = 0; i < a->W * p->Dp; i++) sum[i] += sum[r * apart + i];
+  int64_t at = (n * a->H + h) * a->W * a->C + g * p->D;
+  if (p->D == II_VEC && a->x_dtype == II_REAL_DTYPE && !a->acc_gx)
+    for (int64_t i = 0; i < a->W; i++)
+      *(ii_vec *)((real *)a->gx + at + i * a->C) = *(const ii_vec *)(sum + i * II_VEC);
+  else
+    for (int64_t i = 0; i < a->W; i++)
+      store_list(a->x_dtype, a->acc_gx, a->gx, at + i * a->C, 0, 1, p->D, sum + i * p->Dp);
+}
+
+/* Few groups and many threads: the rows of a group are split into `parts`, whose slabs are added in
+ * order. `parts` must not depend on the batch, so that the sums of one image do not; images are taken
+ * `wave` at a time, which bounds the memory for their slabs. */
+static void backward_parts(const ii_dcn_plan *p, ii_dcn_work *work, int threads, int64_t parts,
+                           int64_t wave, real *slabs) {
+  const ii_dcn_args *a = p->a;
+  const int64_t size = p->pixels * p->Dp;
+#pragma omp parallel num_threads(threads)
+  {
+    ii_dcn_work w = work[omp_get_thread_num()];
+    II_FN(dcn_clear)(p, &w);
+    for (int64_t n0 = 0; n0 < a->N; n0 += wave) {
+      int64_t images = a->N - n0 < wave ? a->N - n0 : wave, groups = images * a->G;
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t i = 0; i < groups * parts; i++) {
+        int64_t n = n0 + i / parts / a->G, g = i / parts % a->G, part = i % parts;
+        II_FN(dcn_fill)(p, &w, n, g);
+        w.gslab = slabs + i * size;
+        backward_rows(p, &w, n, g, a->Ho * part / parts, a->Ho * (part + 1) / parts);
+      }
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < (a->gx ? groups * a->H : 0); i++) {
+        int64_t ng = i / a->H;
+        store_gx_row(p, slabs + ng * parts * size, parts, size, n0 + ng / a->G, ng % a->G,
+                     i % a->H);
+      }
+    }
+  }
+}
+
+/* As many groups as threads, or more: each is done by one thread. */
+static void backward_groups(const ii_dcn_plan *p, ii_dcn_work *work, int threads) {
+  const ii_dcn_args *a = p->a;
+  int64_t items = a->N * a->G, step = items / (threads * 4) + 1;
+#pragma omp parallel num_threads(threads)
+  {
+    ii_dcn_work *w = &work[omp_get_thread_num()];
+    II_FN(dcn_clear)(p, w);
+#pragma omp for schedule(dynamic, step)
+    for (int64_t i = 0; i < items; i++) {
+      int64_t n = i / a->G, g = i % a->G;
+      II_FN(dcn_fill)(p, w, n, g);
+      backward_rows(p, w, n, g, 0, a->Ho);
+      for (int64_t h = 0; h < (a->gx ? a->H : 0); h++) store_gx_row(p, w->gslab, 1, 0, n, g, h);
+    }
+  }
+}
+
+int II_FN(dcn_bwd)(ii_kctx *k, const ii_dcn_args *a) {
+  if (a->N * a->G == 0) return 0;
+  ii_dcn_plan p;
+  ii_dcn_work *work;
+  if (II_FN(dcn_prepare)(k, a, true, &p, &work)) return 1;
+  int64_t parts = (k->threads + a->G - 1) / a->G;
+  if (parts > a->Ho) parts = a->Ho > 0 ? a->Ho : 1;
+  if (parts == 1) {
+    backward_groups(&p, work, k->threads);
+    return 0;
+  }
+  int64_t wave = 4 * k->threads / (a->G * parts) + 1;
+  if (wave > a->N) wave = a->N;
+  size_t bytes = (size_t)(wave * a->G * parts * p.pixels * p.Dp) * sizeof(real);
+  real *slabs = ii_cpu_scratch(k, 1, bytes);
+  if (!slabs) return 1;
+  backward_parts(&p, work, k->threads, parts, wave, slabs);
+  return 0;
+}

@@ -1,0 +1,209 @@
+/* Deformable convolution: geometry, the padded slab, and the positions and weights of the taps. */
+#include <math.h>
+#include "kernels/cpu/dcn.h"
+#include "kernels/cpu/fast_math.h"
+
+/* About this many taps per chunk: their arrays (some 60 bytes each) stay in the first cache. */
+#define CHUNK_TAPS 512
+
+static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+/* Hands out pieces of one block; with base NULL it only counts. */
+typedef struct {
+  char *base;
+  size_t used;
+} arena;
+
+static void *take(arena *m, int64_t n, size_t size) {
+  void *p = m->base ? m->base + m->used : NULL;
+  m->used += aligned((size_t)n * size);
+  return p;
+}
+
+static void lay_out(arena *m, ii_dcn_plan *p, ii_dcn_work *w, int threads, bool backward) {
+  p->base_x = take(m, p->a->Wo * p->K + II_TAP_BLOCK, sizeof(real));
+  p->tap_x = take(m, p->cap, sizeof(real));
+  p->tap_y = take(m, p->cap, sizeof(real));
+  p->pixel_of_tap = take(m, p->cap, sizeof(int32_t));
+  for (int i = 0; i < threads; i++) {
+    ii_dcn_work t = {.filled = -1};
+    t.slab = take(m, p->pixels * p->Dp, sizeof(real));
+    t.rows = take(m, p->chunk * p->Dp, sizeof(real));
+    t.off = take(m, p->cap * 2, sizeof(real));
+    t.m = take(m, p->cap, sizeof(real));
+    t.w = take(m, p->cap * 4, sizeof(real));
+    t.lx = take(m, p->cap, sizeof(real));
+    t.ly = take(m, p->cap, sizeof(real));
+    t.at = take(m, p->cap, sizeof(int32_t));
+    if (backward) {
+      t.gslab = take(m, p->pixels * p->Dp, sizeof(real));
+      t.s = take(m, p->cap * 4, sizeof(real));
+      t.goff = take(m, p->cap * 2, sizeof(real));
+      t.gm = take(m, p->cap, sizeof(real));
+    }
+    take(m, 2, 64); /* so that no cache line is shared by two threads' prefetchers */
+    if (w) w[i] = t;
+  }
+}
+
+/* The tables: where windows start, and where in the window the taps are. */
+static void fill_tables(ii_dcn_plan *p) {
+  const ii_dcn_args *a = p->a;
+  int64_t K = p->K, half = ((int64_t)a->dil_w * (a->kw - 1)) >> 1;
+  for (int64_t wo = 0; wo < a->Wo; wo++)
+    for (int64_t k = 0; k < K; k++)
+      p->base_x[wo * K + k] =
+          (real)((double)(wo * a->stride_w - a->pad_w + half) - (double)half * a->offset_scale);
+  for (int64_t t = a->Wo * K; t < a->Wo * K + II_TAP_BLOCK; t++) p->base_x[t] = 0;
+  int64_t k = 0;
+  for (int i = 0; i < a->kw; i++)
+    for (int j = 0; j < a->kh; j++) {
+      if (a->remove_center && i == a->kw / 2 && j == a->kh / 2) continue;
+      p->tap_x[k] = (real)((int64_t)i * a->dil_w);
+      p->tap_y[k++] = (real)((int64_t)j * a->dil_h);
+    }
+  for (int64_t t = 0; t < p->cap; t++) {
+    p->tap_x[t] = K ? p->tap_x[t % K] : 0;
+    p->tap_y[t] = K ? p->tap_y[t % K] : 0;
+    p->pixel_of_tap[t] = t < p->chunk * K ? (int32_t)(t / K) : 0;
+  }
+}
+
+int II_FN(dcn_prepare)(ii_kctx *k, const ii_dcn_args *a, bool backward, ii_dcn_plan *p,
+                       ii_dcn_work **work) {
+  *p = (ii_dcn_plan){.a = a, .D = a->C / a->G, .scale = (real)a->offset_scale};
+  p->K = ii_dcn_taps(a->kh, a->kw, a->remove_center);
+  p->Dp = (p->D + II_VEC - 1) / II_VEC * II_VEC;
+  p->line = a->W + 2;
+  p->pixels = p->line * (a->H + 3);
+  if (p->pixels > INT32_MAX)
+    return ii_kernel_error(k, "dcn: an image of %lld x %lld is too large; split it into tiles",
+                           (long long)a->H, (long long)a->W);
+  p->chunk = p->K && p->K < CHUNK_TAPS ? CHUNK_TAPS / p->K : 1;
+  if (p->chunk > a->Wo) p->chunk = a->Wo > 0 ? a->Wo : 1;
+  p->cap = ii_dcn_padded(p, p->chunk);
+  arena m = {0};
+  ii_dcn_work *w = take(&m, k->threads, sizeof *w);
+  lay_out(&m, p, w, k->threads, backward);
+  m.base = ii_cpu_scratch(k, 0, m.used);
+  if (!m.base) return 1;
+  m.used = 0;
+  w = take(&m, k->threads, sizeof *w);
+  lay_out(&m, p, w, k->threads, backward);
+  fill_tables(p);
+  *work = w;
+  return 0;
+}
+
+void II_FN(dcn_clear)(const ii_dcn_plan *p, ii_dcn_work *w) {
+  memset(w->slab, 0, (size_t)(p->pixels * p->Dp) * sizeof(real));
+}
+
+/* Copies rows of D channels, D known to the compiler where it matters. */
+static inline __attribute__((always_inline)) void
+copy_pixels(real *dst, int64_t dst_step, const real *src, int64_t src_step, int64_t n, int64_t D) {
+  for (int64_t i = 0; i < n; i++)
+    memcpy(dst + i * dst_step, src + i * src_step, (size_t)D * sizeof(real));
+}
+
+void II_FN(dcn_fill)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g) {
+  const ii_dcn_args *a = p->a;
+  if (w->filled == n * a->G + g) return;
+  w->filled = n * a->G + g;
+  for (int64_t h = 0; h < a->H; h++) {
+    real *dst = w->slab + ((h + 1) * p->line + 1) * p->Dp;
+    int64_t src = ((n * a->H + h) * a->W) * a->C + g * p->D;
+    if (a->x_dtype == II_REAL_DTYPE) {
+      const real *x = (const real *)a->x + src;
+      if (p->D == II_VEC) copy_pixels(dst, p->Dp, x, a->C, a->W, II_VEC);
+      else copy_pixels(dst, p->Dp, x, a->C, a->W, p->D);
+    } else {
+      for (int64_t i = 0; i < a->W; i++)
+        ii_row_in(a->x_dtype, a->x, src + i * a->C, p->D, dst + i * p->Dp);
+    }
+  }
+}
+
+/* n values from each of `count` places `step` apart into one list. */
+static inline __attribute__((always_inline)) void
+load_list(ii_dtype t, const void *src, int64_t at, int64_t step, int64_t count, int64_t n,
+          real *dst) {
+  for (int64_t i = 0; i < count; i++) {
+    const real *v = ii_row_in(t, src, at + i * step, n, dst + i * n);
+    if (v != dst + i * n) memcpy(dst + i * n, v, (size_t)n * sizeof(real));
+  }
+}
+
+static void load_taps(const ii_dcn_plan *p, ii_dcn_work *w, int64_t row, int64_t g, int64_t count) {
+  const ii_dcn_args *a = p->a;
+  int64_t off = ii_dcn_offset_at(a, row, g), mask = ii_dcn_mask_at(a, row, g);
+  if (p->K == 9 && a->om_dtype == II_REAL_DTYPE) { /* sizes known: two or three moves each */
+    load_list(II_REAL_DTYPE, a->offset, off, a->offset_row, count, 18, w->off);
+    load_list(II_REAL_DTYPE, a->mask, mask, a->mask_row, count, 9, w->m);
+  } else {
+    load_list(a->om_dtype, a->offset, off, a->offset_row, count, p->K * 2, w->off);
+    load_list(a->om_dtype, a->mask, mask, a->mask_row, count, p->K, w->m);
+  }
+  int64_t end = ii_dcn_padded(p, count);
+  for (int64_t t = count * p->K; t < end; t++) {
+    w->off[2 * t] = w->off[2 * t + 1] = (real)NAN; /* a tap without a sample */
+    w->m[t] = 0;
+  }
+}
+
+/* m = softmax(m) over the K taps of each pixel. */
+static void softmax_taps(int64_t K, int64_t count, real *m) {
+  for (int64_t i = 0; i < count; i++, m += K) {
+    real max = m[0], sum = 0;
+    for (int64_t k = 1; k < K; k++) max = m[k] > max ? m[k] : max;
+    for (int64_t k = 0; k < K; k++) {
+      m[k] = ii_exp(m[k] - max);
+      sum += m[k];
+    }
+    for (int64_t k = 0; k < K; k++) m[k] /= sum;
+  }
+}
+
+/* Positions, corner weights and slab pixels of one block of taps. The comparisons are false for NaN,
+ * and what is converted to an integer lies within (-1, max(H,W)). */
+static inline void locate(const ii_dcn_plan *p, ii_dcn_work *w, const real *base_x, real base_y,
+                          int64_t t0) {
+  const real scale = p->scale, H = (real)p->a->H, W = (real)p->a->W;
+  const int32_t line = (int32_t)p->line;
+  const real *restrict off = w->off + 2 * t0, *restrict bx = base_x + t0;
+  const real *restrict tx = p->tap_x + t0, *restrict ty = p->tap_y + t0, *restrict m = w->m + t0;
+  real *restrict cw = w->w + 4 * t0, *restrict lx = w->lx + t0, *restrict ly = w->ly + t0;
+  int32_t *restrict at = w->at + t0;
+#pragma omp simd
+  for (int t = 0; t < II_TAP_BLOCK; t++) {
+    real x = (tx[t] + off[2 * t]) * scale + bx[t];
+    real y = (ty[t] + off[2 * t + 1]) * scale + base_y;
+    int in = (x > -1) & (y > -1) & (x < W) & (y < H);
+    x = in ? x : -1;
+    y = in ? y : H;
+    real mt = in ? m[t] : 0;
+    int32_t ix = (int32_t)x, iy = (int32_t)y;
+    ix -= x < (real)ix; /* floor */
+    iy -= y < (real)iy;
+    real fx = x - (real)ix, fy = y - (real)iy;
+    real top = (1 - fy) * mt, bottom = fy * mt;
+    lx[t] = fx;
+    ly[t] = fy;
+    at[t] = (iy + 1) * line + ix + 1;
+    cw[4 * t] = (1 - fx) * top;
+    cw[4 * t + 1] = fx * top;
+    cw[4 * t + 2] = (1 - fx) * bottom;
+    cw[4 * t + 3] = fx * bottom;
+  }
+}
+
+void II_FN(dcn_taps)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t ho,
+                     int64_t wo, int64_t count) {
+  const ii_dcn_args *a = p->a;
+  int64_t half = ((int64_t)a->dil_h * (a->kh - 1)) >> 1;
+  real base_y = (real)((double)(ho * a->stride_h - a->pad_h + half) - (double)half * a->offset_scale);
+  load_taps(p, w, (n * a->Ho + ho) * a->Wo + wo, g, count);
+  if (a->softmax) softmax_taps(p->K, count, w->m);
+  int64_t end = ii_dcn_padded(p, count);
+  for (int64_t t = 0; t < end; t += II_TAP_BLOCK) locate(p, w, p->base_x + wo * p->K, base_y, t);
+}
