@@ -1,0 +1,65 @@
+/* linear, batched matmul. */
+#include "autograd/op_common.h"
+
+ii_tensor *ii_linear(ii_ctx *c, ii_tensor *x, ii_tensor *w, ii_tensor *b) {
+  II_ASSERT(w->ndim >= 2 && ii_last(x) == w->shape[1], "x has %lld channels, w %lld",
+            (long long)ii_last(x), (long long)w->shape[1]);
+  x = ii_cast(c, x, c->compute);
+  ii_tensor *y = ii_like(c, x, c->compute, w->shape[0]);
+  ii_linear_args a = {.real = c->real,
+                      .x_dtype = c->compute,
+                      .rows = ii_rows(x),
+                      .in = ii_last(x),
+                      .out = w->shape[0],
+                      .x = ii_data(x),
+                      .w = ii_weight(w, c->compute),
+                      .b = ii_data(b),
+                      .y = ii_data(y)};
+  ii_count_macs(c, a.rows * a.in * a.out);
+  ii_run_linear_fwd(c, &a);
+  ii_tape_record(c, II_OP_linear, y, (ii_tensor *[]){x, w, b}, 3, NULL, 0, &a, sizeof a);
+  return y;
+}
+
+void ii_backward_linear(ii_ctx *c, ii_node *n) {
+  ii_linear_args a = *(ii_linear_args *)n->args;
+  a.gy = ii_data(n->out->grad);
+  a.gx = ii_grad_target(c, n->in[0], &a.acc_gx);
+  a.gw = ii_grad_target(c, n->in[1], &a.acc_gw);
+  a.gb = ii_grad_target(c, n->in[2], &a.acc_gb);
+  ii_run_linear_bwd(c, &a);
+}
+
+ii_tensor *ii_bmm(ii_ctx *c, ii_tensor *x, ii_tensor *z, bool trans_b, double alpha) {
+  x = ii_cast(c, x, c->compute);
+  z = ii_cast(c, z, c->compute);
+  int d = x->ndim;
+  II_ASSERT(d >= 3 && d == z->ndim, "%d and %d dimensions", d, z->ndim);
+  ii_bmm_args a = {.real = c->real, .x_dtype = c->compute, .batch = 1, .alpha = alpha};
+  a.trans_b = trans_b;
+  for (int i = 0; i < d - 2; i++) {
+    II_ASSERT(x->shape[i] == z->shape[i], "batch dimension %d: %lld and %lld", i,
+              (long long)x->shape[i], (long long)z->shape[i]);
+    a.batch *= x->shape[i];
+  }
+  a.M = x->shape[d - 2];
+  a.K = x->shape[d - 1];
+  a.N = z->shape[trans_b ? d - 2 : d - 1];
+  II_ASSERT(z->shape[trans_b ? d - 1 : d - 2] == a.K, "inner dimensions %lld and %lld",
+            (long long)a.K, (long long)z->shape[trans_b ? d - 1 : d - 2]);
+  ii_tensor *y = ii_like(c, x, c->compute, a.N);
+  a.a = ii_data(x);
+  a.b = ii_data(z);
+  a.c = ii_data(y);
+  ii_run_bmm_fwd(c, &a);
+  ii_tape_record(c, II_OP_bmm, y, (ii_tensor *[]){x, z}, 2, NULL, 0, &a, sizeof a);
+  return y;
+}
+
+void ii_backward_bmm(ii_ctx *c, ii_node *n) {
+  ii_bmm_args a = *(ii_bmm_args *)n->args;
+  a.gc = ii_data(n->out->grad);
+  a.ga = ii_grad_target(c, n->in[0], &a.acc_ga);
+  a.gb = ii_grad_target(c, n->in[1], &a.acc_gb);
+  ii_run_bmm_bwd(c, &a);
+}
