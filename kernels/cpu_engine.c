@@ -61,7 +61,9 @@ void ii_cpu_engine_close(ii_kctx *k) {
   k->engine = NULL;
 }
 
-ii_onednn *ii_cpu_onednn(ii_kctx *k) { return ((cpu_engine *)k->engine)->dnn; }
+ii_onednn *ii_cpu_onednn(ii_kctx *k) {
+  return ((cpu_engine *)k->engine)->dnn;
+}
 
 int64_t ii_cpu_engine_scratch_bytes(const ii_kctx *k) {
   const cpu_engine *e = k->engine;
