@@ -219,5 +219,5 @@ int II_FN(conv2d_bwd)(ii_kctx *k, const ii_conv2d_args *a) {
     if (a->gw && backward_weights(k, a)) return 1;
   }
   if (!a->gb) return 0;
-  return II_FN(column_sums)(k, a->x_dtype, pixels(a), a->O, a->gy, a->gb, a->acc_gb);
+  return II_FN(bias_grad)(k, a->x_dtype, pixels(a), a->O, a->gy, a->gb, a->acc_gb);
 }

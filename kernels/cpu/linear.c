@@ -24,8 +24,8 @@ static void sum_rows(const void *x, ii_dtype t, int64_t stride, int64_t col, int
   }
 }
 
-int II_FN(column_sums)(ii_kctx *k, ii_dtype x_dtype, int64_t rows, int64_t cols, const void *x,
-                       real *out, bool accumulate) {
+int II_FN(bias_grad)(ii_kctx *k, ii_dtype x_dtype, int64_t rows, int64_t cols, const void *x,
+                     real *out, bool accumulate) {
   int64_t chunk = (rows + SUM_CHUNKS - 1) / SUM_CHUNKS;
   chunk = (chunk + SUM_BLOCK - 1) / SUM_BLOCK * SUM_BLOCK;
   int64_t chunks = chunk ? (rows + chunk - 1) / chunk : 0;
@@ -89,5 +89,5 @@ int II_FN(linear_bwd)(ii_kctx *k, const ii_linear_args *a) {
   if (a->gx && multiply(k, &gx)) return 1;
   if (a->gw && multiply(k, &gw)) return 1;
   if (!a->gb) return 0;
-  return II_FN(column_sums)(k, a->x_dtype, a->rows, a->out, a->gy, a->gb, a->acc_gb);
+  return II_FN(bias_grad)(k, a->x_dtype, a->rows, a->out, a->gy, a->gb, a->acc_gb);
 }

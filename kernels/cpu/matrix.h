@@ -52,7 +52,7 @@ static inline int multiply(ii_kctx *k, const matrix_product *p) {
 
 /* out[cols] = (or += with accumulate) the sums of the columns of x[rows,cols], of x_dtype; out is
  * real. The order of additions depends on rows alone. Uses II_SLOT_SUMS. */
-int II_FN(column_sums)(ii_kctx *k, ii_dtype x_dtype, int64_t rows, int64_t cols, const void *x,
-                       real *out, bool accumulate);
+int II_FN(bias_grad)(ii_kctx *k, ii_dtype x_dtype, int64_t rows, int64_t cols, const void *x,
+                     real *out, bool accumulate);
 
 #endif
