@@ -1,0 +1,73 @@
+/* GELU, ReLU, SiLU and sigmoid: y = f(x), gx = f'(.) gy. Memory-bound; 16-bit tensors pass through
+ * chunks that stay in L1. */
+#include "kernels/cpu/fast_math.h"
+#include "kernels/cpu/pieces.h"
+
+typedef void (*fwd_fn)(const real *restrict x, real *restrict y, int64_t n);
+typedef void (*bwd_fn)(const real *restrict s, const real *restrict gy, real *restrict gx,
+                       int64_t n);
+
+static int run_fwd(ii_kctx *k, const ii_eltwise_args *a, fwd_fn f) {
+#pragma omp parallel for schedule(static) num_threads(ii_team(k, a->n))
+  for (int64_t i = 0; i < a->n; i += II_CHUNK) {
+    real xb[II_CHUNK], yb[II_CHUNK];
+    int64_t n = ii_min(II_CHUNK, a->n - i);
+    real *y = ii_row_target(a->y_dtype, a->y, i, yb);
+    f(ii_row_in(a->x_dtype, a->x, i, n, xb), y, n);
+    ii_row_out(a->y_dtype, a->y, i, n, y);
+  }
+  return 0;
+}
+
+/* saved: what f' is computed from, x or y. */
+static int run_bwd(ii_kctx *k, const ii_eltwise_args *a, const void *saved, ii_dtype saved_dtype,
+                   bwd_fn f) {
+  if (!a->gx) return 0;
+#pragma omp parallel for schedule(static) num_threads(ii_team(k, a->n))
+  for (int64_t i = 0; i < a->n; i += II_CHUNK) {
+    real sb[II_CHUNK], gb[II_CHUNK], ob[II_CHUNK];
+    int64_t n = ii_min(II_CHUNK, a->n - i);
+    real *gx = ii_grad_target(a->x_dtype, a->gx, i, a->acc_gx, ob);
+    f(ii_row_in(saved_dtype, saved, i, n, sb), ii_row_in(a->y_dtype, a->gy, i, n, gb), gx, n);
+    ii_grad_out(a->x_dtype, a->gx, i, n, a->acc_gx, gx);
+  }
+  return 0;
+}
+
+/* slope(s) from the saved x or y. */
+II_FAST real relu(real x) {
+  return x <= R(0.0) ? R(0.0) : x;
+}
+II_FAST real relu_slope(real y) {
+  return y > R(0.0) ? R(1.0) : R(0.0);
+}
+II_FAST real silu(real x) {
+  return x * ii_sigmoid(x);
+}
+II_FAST real silu_slope(real x) {
+  real s = ii_sigmoid(x);
+  return s + s * (x * (R(1.0) - s));
+}
+II_FAST real sigmoid_slope(real y) {
+  return y * (R(1.0) - y);
+}
+
+#define ELTWISE(name, value, slope, saved)                                                         \
+  static void name##_chunk(const real *restrict x, real *restrict y, int64_t n) {                  \
+    _Pragma("omp simd") for (int64_t i = 0; i < n; i++) y[i] = value(x[i]);                        \
+  }                                                                                                \
+  static void name##_slope_chunk(const real *restrict s, const real *restrict gy,                  \
+                                 real *restrict gx, int64_t n) {                                   \
+    _Pragma("omp simd") for (int64_t i = 0; i < n; i++) gx[i] = slope(s[i]) * gy[i];               \
+  }                                                                                                \
+  int II_FN(name##_fwd)(ii_kctx * k, const ii_eltwise_args *a) {                                   \
+    return run_fwd(k, a, name##_chunk);                                                            \
+  }                                                                                                \
+  int II_FN(name##_bwd)(ii_kctx * k, const ii_eltwise_args *a) {                                   \
+    return run_bwd(k, a, a->saved, a->saved##_dtype, name##_slope_chunk);                          \
+  }
+
+ELTWISE(gelu, ii_gelu, ii_gelu_slope, x)
+ELTWISE(relu, relu, relu_slope, y)
+ELTWISE(silu, silu, silu_slope, x)
+ELTWISE(sigmoid, ii_sigmoid, sigmoid_slope, y)
