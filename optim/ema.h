@@ -1,10 +1,10 @@
 /* Exponential moving average of a model's whole state (parameters and buffers), the second set of
  * weights that is evaluated and saved beside the trained one.
  *
- * Rule of the official training (timm ModelEma, version 1): a constant decay d from the first update
- * on, no warm-up of the decay; the average starts as a copy of the weights; after every optimizer
- * step avg = d*avg + (1-d)*value for every entry of the state-dict. Counters (num_batches_tracked)
- * are integers there, so their average is truncated each time.
+ * Rule of the official training (timm ModelEma, version 1): a constant decay d from the first
+ * update on, no warm-up of the decay; the average starts as a copy of the weights; after every
+ * optimizer step avg = d*avg + (1-d)*value for every entry of the state-dict. Counters
+ * (num_batches_tracked) are integers there, so their average is truncated each time.
  *
  * Used by one thread, the one that owns the context. Failures are the context's sticky error. */
 #ifndef II_EMA_H
@@ -18,8 +18,8 @@ typedef struct {
   double decay;
 } ii_ema;
 
-/* Allocates the average of *params (class II_MEM_EMA) and makes it a copy of them. Returns the status
- * of the context (II_ERR_MEMORY); on an error *e is empty. Free with ii_ema_destroy. */
+/* Allocates the average of *params (class II_MEM_EMA) and makes it a copy of them. Returns the
+ * status of the context (II_ERR_MEMORY); on an error *e is empty. Free with ii_ema_destroy. */
 ii_status ii_ema_init(ii_ema *e, ii_params *params, double decay);
 void ii_ema_destroy(ii_ema *e);
 

@@ -9,14 +9,14 @@
  *     ii_params_zero_grad(params);
  *
  * Clipping is done once, on the sum, at the update. The official code without mixed precision also
- * clips what has been accumulated so far after every iteration in between; ii_optimizer_clip is that
- * step, for reproducing such a run.
+ * clips what has been accumulated so far after every iteration in between; ii_optimizer_clip is
+ * that step, for reproducing such a run.
  *
  * Parameters that are frozen, or that no gradient has reached (unused ones), are left alone: no
  * decay, no moments, not part of the norm; as torch does with parameters without .grad.
  *
- * Used by one thread, the one that owns the context. Failures of memory or kernels are the context's
- * sticky error, whose status the functions return. */
+ * Used by one thread, the one that owns the context. Failures of memory or kernels are the
+ * context's sticky error, whose status the functions return. */
 #ifndef II_OPTIMIZER_H
 #define II_OPTIMIZER_H
 #include "autograd/param.h"
@@ -29,11 +29,11 @@ typedef enum { II_OPTIMIZER_ADAMW = 0, II_OPTIMIZER_SGD } ii_optimizer_kind;
 
 typedef struct {
   ii_optimizer_kind kind;
-  double base_lr;            /* already scaled with the batch; each parameter multiplies its ratio */
-  double beta1, beta2, eps;  /* adamw */
-  double momentum;           /* sgd; 0 = none */
-  bool nesterov;             /* sgd */
-  double clip_grad;          /* largest global norm; 0 = no clipping */
+  double base_lr;           /* already scaled with the batch; each parameter multiplies its ratio */
+  double beta1, beta2, eps; /* adamw */
+  double momentum;          /* sgd; 0 = none */
+  bool nesterov;            /* sgd */
+  double clip_grad;         /* largest global norm; 0 = no clipping */
   bool ema;
   double ema_decay;
   ii_param_rules rules;
@@ -63,9 +63,9 @@ typedef struct {
 } ii_step_report;
 
 /* Makes the optimizer of *params: sets which parameters are trainable, allocates zero moments
- * (II_MEM_OPTIMIZER) and the average as a copy of the weights (II_MEM_EMA). Call it when the weights
- * have their first values, or call ii_ema_reset after loading them. Returns the context's status; on
- * an error *o is empty. Free with ii_optimizer_destroy, before the parameters. */
+ * (II_MEM_OPTIMIZER) and the average as a copy of the weights (II_MEM_EMA). Call it when the
+ * weights have their first values, or call ii_ema_reset after loading them. Returns the context's
+ * status; on an error *o is empty. Free with ii_optimizer_destroy, before the parameters. */
 ii_status ii_optimizer_init(ii_optimizer *o, ii_params *params,
                             const ii_optimizer_options *options);
 void ii_optimizer_destroy(ii_optimizer *o);
@@ -78,10 +78,10 @@ double ii_optimizer_grad_norm(ii_optimizer *o);
  * iterations between two updates (see above); ii_optimizer_step clips by itself. */
 ii_status ii_optimizer_clip(ii_optimizer *o, ii_step_report *report);
 
-/* One update at `iteration` (counted as in schedule.h): gradients * min(1, clip_grad/(norm + 1e-6)),
- * AdamW or SGD with the rates of *schedule, bf16 copies, average of everything. Gradients keep their
- * values (the factor is applied on the way). When the norm is not finite nothing is changed and
- * report->finite is false: the caller decides. */
+/* One update at `iteration` (counted as in schedule.h): gradients * min(1, clip_grad/(norm +
+ * 1e-6)), AdamW or SGD with the rates of *schedule, bf16 copies, average of everything. Gradients
+ * keep their values (the factor is applied on the way). When the norm is not finite nothing is
+ * changed and report->finite is false: the caller decides. */
 ii_status ii_optimizer_step(ii_optimizer *o, const ii_schedule *schedule, int64_t iteration,
                             ii_step_report *report);
 

@@ -2,10 +2,10 @@
  *
  * Rules of the official training (lr_scheduler.py with timm 0.6.11, main.py). An iteration is one
  * batch through the model (a micro-step when gradients are accumulated), counted from 0 over the
- * whole run. With n iterations per epoch, T = epochs*n and Tw = (int)(warmup_epochs*n), the value of
- * the schedule at index t for a parameter whose own base rate is v is
+ * whole run. With n iterations per epoch, T = epochs*n and Tw = (int)(warmup_epochs*n), the value
+ * of the schedule at index t for a parameter whose own base rate is v is
  *   warm-up, t < Tw:  w0 + t*(v - w0)/Tw
- *   cosine:           m + (v - m)*(1 + cos(pi*t/T))/2     t is NOT shifted by the warm-up; m for t >= T
+ *   cosine:           m + (v - m)*(1 + cos(pi*t/T))/2  t NOT shifted by the warm-up; m for t >= T
  *   linear:           v - (v - v*rate)*(t - Tw)/(T - Tw)  shifted by the warm-up; m is not used
  *   step:             v * decay_rate^floor(t/Td), Td = (int)(decay_epochs*n), not shifted
  * where w0 and m are the same absolute numbers for all parameters, however small their v.
@@ -54,8 +54,8 @@ double ii_schedule_value(const ii_schedule *s, double v, int64_t t);
 double ii_schedule_lr(const ii_schedule *s, double v, int64_t iteration);
 
 /* Whether the weights are updated at the end of this iteration: the accumulation-th of its group,
- * groups counted from the start of each epoch. What a shorter last group of an epoch has accumulated
- * is dropped, as in the official loop, which clears the gradients when an epoch begins. */
+ * groups counted from the start of each epoch. What a shorter last group of an epoch has
+ * accumulated is dropped: the official loop clears the gradients when an epoch begins. */
 bool ii_schedule_is_update(const ii_schedule *s, int64_t iteration);
 
 /* The number of updates that iterations 0 .. iteration-1 contain. */

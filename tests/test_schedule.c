@@ -18,7 +18,8 @@ static FILE *open_extract(const char *name) {
   if (!f) fail_msg("cannot open %s", path);
   int c;
   while ((c = fgetc(f)) == '#')
-    while ((c = fgetc(f)) != '\n' && c != EOF) {}
+    while ((c = fgetc(f)) != '\n' && c != EOF) {
+    }
   ungetc(c, f);
   return f;
 }
@@ -92,8 +93,8 @@ static void test_accumulation(void **state) {
                          .warmup_lr = 5e-5,
                          .min_lr = 1e-5};
   const double step = (1e-3 - 5e-5) / 24;
-  const double want[] = {5e-5,          5e-5,          5e-5 + step,    5e-5 + step,
-                         5e-5 + 3 * step, 5e-5 + 3 * step, 5e-5 + 5 * step};
+  const double want[] = {
+      5e-5, 5e-5, 5e-5 + step, 5e-5 + step, 5e-5 + 3 * step, 5e-5 + 3 * step, 5e-5 + 5 * step};
   for (int i = 0; i < 7; i++) assert_near(ii_schedule_lr(&s, 1e-3, i), want[i], "accumulation", i);
   assert_near(ii_schedule_lr(&s, 1e-3, 23), 5e-5 + 21 * step, "accumulation", 23);
   assert_near(ii_schedule_lr(&s, 1e-3, 24), 5e-5 + 23 * step, "accumulation", 24);
@@ -256,11 +257,15 @@ static void test_frozen_stages(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_official_schedules), cmocka_unit_test(test_accumulation),
-      cmocka_unit_test(test_ragged_accumulation), cmocka_unit_test(test_linear),
-      cmocka_unit_test(test_step),               cmocka_unit_test(test_lr_factor),
-      cmocka_unit_test(test_refused),            cmocka_unit_test(test_official_groups),
-      cmocka_unit_test(test_group_details),      cmocka_unit_test(test_frozen_stages)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_official_schedules),
+                                     cmocka_unit_test(test_accumulation),
+                                     cmocka_unit_test(test_ragged_accumulation),
+                                     cmocka_unit_test(test_linear),
+                                     cmocka_unit_test(test_step),
+                                     cmocka_unit_test(test_lr_factor),
+                                     cmocka_unit_test(test_refused),
+                                     cmocka_unit_test(test_official_groups),
+                                     cmocka_unit_test(test_group_details),
+                                     cmocka_unit_test(test_frozen_stages)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
