@@ -1,0 +1,87 @@
+#include "data/dataset.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "data/dataset_build.h"
+
+void ii_dataset_free(ii_dataset *d) {
+  if (!d) return;
+  for (int64_t i = 0; i < d->classes.count; i++) free(d->classes.names[i]);
+  free(d->classes.names);
+  free(d->root);
+  free(d->text);
+  free(d->name_at);
+  free(d->label);
+  free(d->place);
+  free(d->ignored_first);
+  free(d);
+}
+
+int64_t ii_dataset_size(const ii_dataset *d) { return d->count; }
+int64_t ii_dataset_num_classes(const ii_dataset *d) { return d->num_classes; }
+bool ii_dataset_has_meta(const ii_dataset *d) { return d->place != NULL; }
+
+const char *ii_dataset_class_name(const ii_dataset *d, int64_t i) {
+  II_ASSERT(i >= 0 && i < d->num_classes, "class %lld of %lld", (long long)i,
+            (long long)d->num_classes);
+  return d->classes.names ? d->classes.names[i] : NULL;
+}
+
+int64_t ii_dataset_ignored(const ii_dataset *d, const char **first) {
+  if (first) *first = d->ignored_first;
+  return d->ignored;
+}
+
+static void check_index(const ii_dataset *d, int64_t i) {
+  II_ASSERT(i >= 0 && i < d->count, "image %lld of %lld", (long long)i, (long long)d->count);
+}
+
+int32_t ii_dataset_label(const ii_dataset *d, int64_t i) {
+  check_index(d, i);
+  return d->label[i];
+}
+
+void ii_dataset_path(const ii_dataset *d, int64_t i, char *out) {
+  check_index(d, i);
+  const char *name = d->text + d->name_at[i];
+  /* lengths were checked when the data set was read */
+  if (d->classes.names)
+    snprintf(out, II_PATH_MAX, "%s/%s/%s", d->root, d->classes.names[d->label[i]], name);
+  else if (name[0] == '/') snprintf(out, II_PATH_MAX, "%s", name);
+  else snprintf(out, II_PATH_MAX, "%s/%s", d->root, name);
+}
+
+void ii_dataset_meta(const ii_dataset *d, int64_t i, float out[II_META_VALUES]) {
+  check_index(d, i);
+  memset(out, 0, II_META_VALUES * sizeof *out);
+  if (!d->place) return;
+  ii_place p = d->place[i];
+  if (p.month > 0) {
+    double angle = 2.0 * M_PI * p.month / 12.0;
+    out[0] = (float)sin(angle), out[1] = (float)cos(angle);
+  }
+  if (isnan(p.lat) || isnan(p.lon) || p.lat == 0 || p.lon == 0) return;
+  double lat = p.lat * M_PI / 180.0, lon = p.lon * M_PI / 180.0;
+  out[4] = (float)(cos(lat) * cos(lon));
+  out[5] = (float)(cos(lat) * sin(lon));
+  out[6] = (float)sin(lat);
+}
+
+ii_status ii_dataset_check_same_classes(const ii_dataset *a, const ii_dataset *b, ii_error *err) {
+  if (a->classes.names && b->classes.names) {
+    int64_t n = a->num_classes < b->num_classes ? a->num_classes : b->num_classes;
+    for (int64_t i = 0; i < n; i++)
+      if (strcmp(a->classes.names[i], b->classes.names[i]) != 0)
+        return ii_error_set(err, II_ERR_FORMAT,
+                            "class %lld is '%s' in '%s' but '%s' in '%s'; both folders must have "
+                            "the same class folders",
+                            (long long)i, a->classes.names[i], a->root, b->classes.names[i],
+                            b->root);
+  }
+  if (a->num_classes != b->num_classes)
+    return ii_error_set(err, II_ERR_FORMAT,
+                        "'%s' has %lld classes but '%s' has %lld; both must have the same", a->root,
+                        (long long)a->num_classes, b->root, (long long)b->num_classes);
+  return II_OK;
+}

@@ -1,0 +1,133 @@
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include "data/dataset_build.h"
+
+static ii_status names_add(ii_names *n, const char *name, ii_error *err) {
+  II_TRY(ii_dataset_grow(&n->names, &n->capacity, n->count + 1, sizeof *n->names, err));
+  n->names[n->count] = strdup(name);
+  if (!n->names[n->count]) return ii_error_set(err, II_ERR_MEMORY, "no memory for file names");
+  n->count++;
+  return II_OK;
+}
+
+static void names_free(ii_names *n) {
+  for (int64_t i = 0; i < n->count; i++) free(n->names[i]);
+  free(n->names);
+  *n = (ii_names){0};
+}
+
+static int by_bytes(const void *a, const void *b) {
+  return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static bool is_image_name(const char *name) {
+  static const char *const endings[] = {".jpg", ".jpeg", ".jpe", ".jfif", ".png"};
+  const char *dot = strrchr(name, '.');
+  for (size_t i = 0; dot && i < sizeof endings / sizeof *endings; i++)
+    if (strcasecmp(dot, endings[i]) == 0) return true;
+  return false;
+}
+
+typedef enum { KIND_FOLDER, KIND_FILE, KIND_OTHER } entry_kind;
+
+/* What dir/entry is; symbolic links count as what they point to. d_type spares a system call for
+ * each file where the file system tells it. */
+static entry_kind kind_of(const char *dir, const struct dirent *entry) {
+  if (entry->d_type == DT_REG) return KIND_FILE;
+  if (entry->d_type == DT_DIR) return KIND_FOLDER;
+  char path[II_PATH_MAX];
+  struct stat st;
+  int n = snprintf(path, sizeof path, "%s/%s", dir, entry->d_name);
+  if (n >= (int)sizeof path || stat(path, &st) != 0) return KIND_OTHER;
+  return S_ISREG(st.st_mode) ? KIND_FILE : S_ISDIR(st.st_mode) ? KIND_FOLDER : KIND_OTHER;
+}
+
+static ii_status ignore(ii_dataset *d, const char *dir, const char *name, ii_error *err) {
+  if (d->ignored++ > 0) return II_OK;
+  if (asprintf(&d->ignored_first, "%s/%s", dir, name) < 0) {
+    d->ignored_first = NULL;
+    return ii_error_set(err, II_ERR_MEMORY, "no memory for file names");
+  }
+  return II_OK;
+}
+
+/* Collects the names of the wanted kind in dir, sorted; counts the rest as ignored. */
+static ii_status list_open(ii_dataset *d, DIR *stream, const char *dir, bool folders, ii_names *out,
+                           ii_error *err) {
+  for (;;) {
+    errno = 0;
+    const struct dirent *entry = readdir(stream);
+    if (!entry) break;
+    if (entry->d_name[0] == '.') continue;
+    entry_kind kind = kind_of(dir, entry);
+    bool wanted = folders ? kind == KIND_FOLDER : kind == KIND_FILE && is_image_name(entry->d_name);
+    II_TRY(wanted ? names_add(out, entry->d_name, err) : ignore(d, dir, entry->d_name, err));
+  }
+  if (errno)
+    return ii_error_set(err, II_ERR_IO, "cannot read the folder '%s': %s", dir, strerror(errno));
+  if (out->count > 0) qsort(out->names, (size_t)out->count, sizeof *out->names, by_bytes);
+  return II_OK;
+}
+
+static ii_status list(ii_dataset *d, const char *dir, bool folders, ii_names *out, ii_error *err) {
+  DIR *stream = opendir(dir);
+  if (!stream)
+    return ii_error_set(err, II_ERR_IO, "cannot open the folder '%s': %s", dir, strerror(errno));
+  ii_status status = list_open(d, stream, dir, folders, out, err);
+  closedir(stream);
+  return status;
+}
+
+static ii_status add_files(ii_dataset *d, int32_t label, const char *dir, const ii_names *files,
+                           ii_error *err) {
+  if (files->count == 0)
+    return ii_error_set(err, II_ERR_FORMAT,
+                        "the class folder '%s' has no images (.jpg, .jpeg, .jpe, .jfif or .png); "
+                        "remove it or fill it",
+                        dir);
+  for (int64_t i = 0; i < files->count; i++) {
+    if (strlen(dir) + strlen(files->names[i]) + 2 > II_PATH_MAX)
+      return ii_error_set(err, II_ERR_FORMAT, "the path '%.200s...' is too long", files->names[i]);
+    II_TRY(ii_dataset_add(d, files->names[i], label, NULL, err));
+  }
+  return II_OK;
+}
+
+static ii_status add_class(ii_dataset *d, int32_t label, ii_error *err) {
+  char dir[II_PATH_MAX];
+  if (snprintf(dir, sizeof dir, "%s/%s", d->root, d->classes.names[label]) >= (int)sizeof dir)
+    return ii_error_set(err, II_ERR_FORMAT, "the path '%.200s...' is too long", d->root);
+  ii_names files = {0};
+  ii_status status = list(d, dir, false, &files, err);
+  if (status == II_OK) status = add_files(d, label, dir, &files, err);
+  names_free(&files);
+  return status;
+}
+
+static ii_status build(ii_dataset *d, const char *dir, ii_error *err) {
+  d->root = strdup(dir);
+  if (!d->root) return ii_error_set(err, II_ERR_MEMORY, "no memory for file names");
+  II_TRY(list(d, dir, true, &d->classes, err));
+  if (d->classes.count == 0)
+    return ii_error_set(err, II_ERR_FORMAT,
+                        "the folder '%s' has no sub-folders; it needs one for each class", dir);
+  if (d->classes.count > INT32_MAX)
+    return ii_error_set(err, II_ERR_FORMAT, "too many classes in '%s'", dir);
+  d->num_classes = d->classes.count;
+  for (int32_t c = 0; c < (int32_t)d->num_classes; c++) II_TRY(add_class(d, c, err));
+  return II_OK;
+}
+
+ii_status ii_dataset_open_folder(const char *dir, ii_dataset **dataset, ii_error *err) {
+  ii_dataset *d = calloc(1, sizeof *d);
+  if (!d) return ii_error_set(err, II_ERR_MEMORY, "no memory for a data set");
+  ii_status status = build(d, dir, err);
+  if (status != II_OK) ii_dataset_free(d);
+  else *dataset = d;
+  return status;
+}

@@ -1,0 +1,143 @@
+/* JPEG through libjpeg-turbo. Its errors arrive by longjmp; its warnings are ignored, as Pillow
+ * ignores them. */
+#include "data/decode.h"
+#include <stdlib.h>
+#include <string.h>
+#include <jerror.h>
+
+/* A progressive file repeats passes over the whole picture; real ones have about ten. A hostile one
+ * could otherwise keep a thread busy for hours with a few kilobytes. */
+#define MAX_SCANS 100
+
+static void fail(j_common_ptr c) {
+  ii_decoder *d = c->client_data;
+  char text[JMSG_LENGTH_MAX];
+  c->err->format_message(c, text);
+  snprintf(d->message, sizeof d->message, "damaged JPEG: %s", text);
+  d->status = c->err->msg_code == JERR_OUT_OF_MEMORY ? II_ERR_MEMORY : II_ERR_FORMAT;
+  longjmp(d->jump, 1);
+}
+
+static void fail_with(ii_decoder *d, const char *message) {
+  snprintf(d->message, sizeof d->message, "%s", message);
+  d->status = II_ERR_FORMAT;
+  longjmp(d->jump, 1);
+}
+
+static void ignore_message(j_common_ptr c, int level) {}
+static void ignore_output(j_common_ptr c) {}
+static void source_init(j_decompress_ptr j) {}
+static void source_end(j_decompress_ptr j) {}
+
+static boolean source_fill(j_decompress_ptr j) {
+  static const JOCTET end_of_image[2] = {0xff, JPEG_EOI};
+  ii_decoder *d = j->client_data;
+  d->ended = true;
+  if (!d->options.allow_truncated) fail_with(d, "truncated JPEG: the file ends early");
+  j->src->next_input_byte = end_of_image;
+  j->src->bytes_in_buffer = 2;
+  return TRUE;
+}
+
+static void source_skip(j_decompress_ptr j, long n) {
+  if (n <= 0) return;
+  size_t left = j->src->bytes_in_buffer, skip = (size_t)n < left ? (size_t)n : left;
+  j->src->next_input_byte += skip;
+  j->src->bytes_in_buffer -= skip;
+}
+
+static void watch_scans(j_common_ptr c) {
+  if (((j_decompress_ptr)c)->input_scan_number > MAX_SCANS)
+    fail_with(c->client_data, "damaged JPEG: more than 100 scans");
+}
+
+static ii_status report(ii_decoder *d, ii_error *err) {
+  return ii_error_set(err, d->status, "%s", d->message);
+}
+
+ii_status ii_decode_jpeg_open(ii_decoder *d, ii_error *err) {
+  d->jpeg.err = jpeg_std_error(&d->jpeg_err);
+  d->jpeg_err.error_exit = fail;
+  d->jpeg_err.emit_message = ignore_message;
+  d->jpeg_err.output_message = ignore_output;
+  d->jpeg.client_data = d;
+  if (setjmp(d->jump)) {
+    jpeg_destroy_decompress(&d->jpeg);
+    return report(d, err);
+  }
+  jpeg_create_decompress(&d->jpeg);
+  d->jpeg.client_data = d; /* creation may have cleared it */
+  d->jpeg_src = (struct jpeg_source_mgr){.init_source = source_init,
+                                         .fill_input_buffer = source_fill,
+                                         .skip_input_data = source_skip,
+                                         .resync_to_restart = jpeg_resync_to_restart,
+                                         .term_source = source_end};
+  d->jpeg.src = &d->jpeg_src;
+  d->jpeg_progress.progress_monitor = watch_scans;
+  d->jpeg.progress = &d->jpeg_progress;
+  return II_OK;
+}
+
+void ii_decode_jpeg_close(ii_decoder *d) { jpeg_destroy_decompress(&d->jpeg); }
+
+/* round(a * b / 255), exactly */
+static inline int mul_div_255(int a, int b) {
+  int t = a * b + 128;
+  return ((t >> 8) + t) >> 8;
+}
+
+static inline uint8_t clip8(int v) { return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v); }
+
+/* Stored CMYK is taken as inverted, whatever the file says (Pillow's rawmode "CMYK;I"); then
+ * R = (255 - K) - (255 - K) C / 255, and so on. */
+static void cmyk_to_rgb(const uint8_t *in, uint8_t *out, int64_t w) {
+  for (int64_t x = 0; x < w; x++, in += 4, out += 3) {
+    int white = in[3]; /* 255 - K with K = 255 - stored */
+    for (int c = 0; c < 3; c++) out[c] = clip8(white - mul_div_255(255 - in[c], white));
+  }
+}
+
+static void read_rows(ii_decoder *d) {
+  struct jpeg_decompress_struct *j = &d->jpeg;
+  int64_t stride = (int64_t)j->output_width * 3;
+  bool cmyk = j->out_color_space == JCS_CMYK;
+  while (j->output_scanline < j->output_height) {
+    uint8_t *out = d->img->data + j->output_scanline * stride;
+    JSAMPROW row = cmyk ? d->cmyk.data : out;
+    if (jpeg_read_scanlines(j, &row, 1) != 1) fail_with(d, "damaged JPEG: a row is missing");
+    if (cmyk) cmyk_to_rgb(row, out, j->output_width);
+  }
+}
+
+/* Between the header and the pixels: the parts that may fail with an ii_error of their own. */
+static ii_status prepare(ii_decoder *d, ii_error *err) {
+  struct jpeg_decompress_struct *j = &d->jpeg;
+  II_TRY(ii_decode_check_size(d, j->image_width, j->image_height, err));
+  if (j->num_components != 1 && j->num_components != 3 && j->num_components != 4)
+    return ii_error_set(err, II_ERR_FORMAT, "a JPEG with %d colour components is not supported",
+                        j->num_components);
+  j->out_color_space = j->num_components == 4 ? JCS_CMYK : JCS_RGB;
+  j->dct_method = JDCT_ISLOW;
+  j->do_fancy_upsampling = TRUE;
+  if (j->num_components == 4) II_TRY(ii_bytes_reserve(&d->cmyk, (int64_t)j->image_width * 4, err));
+  return ii_image_reserve(d->img, j->image_width, j->image_height, err);
+}
+
+ii_status ii_decode_jpeg(ii_decoder *d, ii_error *err) {
+  struct jpeg_decompress_struct *j = &d->jpeg;
+  d->jpeg_src.next_input_byte = d->bytes;
+  d->jpeg_src.bytes_in_buffer = (size_t)d->n;
+  if (setjmp(d->jump)) {
+    jpeg_abort_decompress(j); /* also gives back what the library took for this image */
+    return report(d, err);
+  }
+  jpeg_read_header(j, TRUE);
+  ii_status status = prepare(d, err);
+  if (status == II_OK) {
+    jpeg_start_decompress(j);
+    read_rows(d);
+  }
+  /* not jpeg_finish_decompress: what comes after the last row is of no interest */
+  jpeg_abort_decompress(j);
+  return status;
+}
