@@ -164,32 +164,37 @@ static void softmax_taps(int64_t K, int64_t count, real *m) {
   }
 }
 
-/* Positions, corner weights and slab pixels of one block of taps. The comparisons are false for NaN,
- * and what is converted to an integer lies within (-1, max(H,W)). */
-static inline void locate(const ii_dcn_plan *p, ii_dcn_work *w, const real *base_x, real base_y,
-                          int64_t t0) {
+/* Positions, corner weights and slab pixels of `end` taps, whole blocks. The comparisons are false for
+ * NaN, and what is converted to an integer lies within [-1, max(H,W)]. */
+static void locate(const ii_dcn_plan *p, ii_dcn_work *w, const real *base_x, real base_y,
+                   int64_t end) {
   const real scale = p->scale, H = (real)p->a->H, W = (real)p->a->W;
-  const int32_t line = (int32_t)p->line;
-  const real *restrict off = w->off + 2 * t0, *restrict bx = base_x + t0;
-  const real *restrict tx = p->tap_x + t0, *restrict ty = p->tap_y + t0, *restrict m = w->m + t0;
-  real *restrict cw = w->w + 4 * t0, *restrict lx = w->lx + t0, *restrict ly = w->ly + t0;
-  int32_t *restrict at = w->at + t0;
+  const int32_t line = (int32_t)p->line, nowhere = ii_dcn_nowhere(p);
+  const real *restrict off = w->off, *restrict bx = base_x, *restrict m = w->m;
+  const real *restrict tx = p->tap_x, *restrict ty = p->tap_y;
+  real *restrict cw = w->w, *restrict lx = w->lx, *restrict ly = w->ly;
+  int32_t *restrict at = w->at;
 #pragma omp simd
-  for (int t = 0; t < II_TAP_BLOCK; t++) {
+  for (int64_t t = 0; t < end; t++) {
     real x = (tx[t] + off[2 * t]) * scale + bx[t];
-    real y = (ty[t] + off[2 * t + 1]) * scale + base_y;
-    int in = (x > -1) & (y > -1) & (x < W) & (y < H);
-    x = in ? x : -1;
-    y = in ? y : H;
-    real mt = in ? m[t] : 0;
+    real y = (ty[t] + off[2 * t + 1]) * scale + base_y, mt = m[t];
+    int32_t in = -((int32_t)(x > -1) & (int32_t)(y > -1) & (int32_t)(x < W) & (int32_t)(y < H));
+    x = x > -1 ? x : R(-1.0);
+    y = y > -1 ? y : R(-1.0);
+    x = x < W ? x : W;
+    y = y < H ? y : H;
+    mt = in ? mt : R(0.0);
     int32_t ix = (int32_t)x, iy = (int32_t)y;
-    ix -= x < (real)ix; /* floor */
-    iy -= y < (real)iy;
     real fx = x - (real)ix, fy = y - (real)iy;
+    int32_t left = fx < 0, up = fy < 0;
+    ix -= left; 
+    iy -= up;
+    fx += (real)left;
+    fy += (real)up;
     real top = (1 - fy) * mt, bottom = fy * mt;
     lx[t] = fx;
     ly[t] = fy;
-    at[t] = (iy + 1) * line + ix + 1;
+    at[t] = (((iy + 1) * line + ix + 1) & in) | (nowhere & ~in);
     cw[4 * t] = (1 - fx) * top;
     cw[4 * t + 1] = fx * top;
     cw[4 * t + 2] = (1 - fx) * bottom;
@@ -204,6 +209,5 @@ void II_FN(dcn_taps)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g,
   real base_y = (real)((double)(ho * a->stride_h - a->pad_h + half) - (double)half * a->offset_scale);
   load_taps(p, w, (n * a->Ho + ho) * a->Wo + wo, g, count);
   if (a->softmax) softmax_taps(p->K, count, w->m);
-  int64_t end = ii_dcn_padded(p, count);
-  for (int64_t t = 0; t < end; t += II_TAP_BLOCK) locate(p, w, p->base_x + wo * p->K, base_y, t);
+  locate(p, w, p->base_x + wo * p->K, base_y, ii_dcn_padded(p, count));
 }
