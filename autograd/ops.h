@@ -91,6 +91,12 @@ ii_tensor *ii_smooth_cross_entropy(ii_ctx *c, ii_tensor *logits, ii_tensor *labe
 /* x itself when it has the type already. */
 ii_tensor *ii_cast(ii_ctx *c, ii_tensor *x, ii_dtype to);
 
+/* Columns [from, from + n) of the last dimension. */
+ii_tensor *ii_slice(ii_ctx *c, ii_tensor *x, int64_t from, int64_t n);
+
+/* The last dimensions of a and b after each other; all other dimensions and the type agree. */
+ii_tensor *ii_concat(ii_ctx *c, ii_tensor *a, ii_tensor *b);
+
 /* Same elements, other shape; shares memory. One entry of shape may be -1. */
 ii_tensor *ii_reshape(ii_ctx *c, ii_tensor *x, int ndim, const int64_t *shape);
 

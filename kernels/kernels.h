@@ -313,6 +313,16 @@ typedef struct {
   bool accumulate;
 } ii_cast_args;
 
+/* y[r*y_stride + i] = x[r*x_stride + i] for r < rows, i < n (strides in elements): columns of a matrix
+ * into columns of another; accumulate adds to y. Any type. */
+typedef struct {
+  ii_dtype real, x_dtype;
+  int64_t rows, n, x_stride, y_stride;
+  const void *x;
+  void *y;
+  bool accumulate;
+} ii_copy2d_args;
+
 /* ---- Not differentiated: used by the optimizer and by gradient bookkeeping. ---- */
 
 /* y[i] = value, n elements of y_dtype. */

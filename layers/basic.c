@@ -1,0 +1,104 @@
+#include "layers/basic.h"
+#include "autograd/rng.h"
+#include <math.h>
+#include <stdlib.h>
+
+ii_init ii_init_trunc_normal(void) { return (ii_init){II_INIT_TRUNC_NORMAL, 0.02}; }
+
+ii_init ii_init_xavier(int64_t in, int64_t out) {
+  return (ii_init){II_INIT_UNIFORM, sqrt(6.0 / (double)(in + out))};
+}
+
+static ii_init constant(double v) { return (ii_init){II_INIT_CONSTANT, v}; }
+
+static ii_init torch_default(int64_t fan_in) {
+  return (ii_init){II_INIT_UNIFORM, 1.0 / sqrt((double)fan_in)};
+}
+
+ii_linear_layer ii_linear_build(const ii_builder *b, int64_t in, int64_t out, bool bias,
+                                ii_init init) {
+  ii_linear_layer l = {.weight = ii_build(b, "weight", init, out, in, 0, 0)};
+  if (bias) l.bias = ii_build(b, "bias", constant(0), out, 0, 0, 0);
+  return l;
+}
+
+ii_tensor *ii_linear_forward(ii_ctx *c, const ii_linear_layer *l, ii_tensor *x) {
+  return ii_linear(c, x, l->weight, l->bias);
+}
+
+ii_conv_layer ii_conv_build(const ii_builder *b, int64_t in, int64_t out, int k, int stride,
+                            int pad, bool bias) {
+  ii_init init = torch_default(in * k * k);
+  ii_conv_layer l = {.weight = ii_build(b, "weight", init, out, in, k, k),
+                     .stride = stride,
+                     .pad = pad};
+  if (bias) l.bias = ii_build(b, "bias", init, out, 0, 0, 0);
+  return l;
+}
+
+ii_tensor *ii_conv_forward(ii_ctx *c, const ii_conv_layer *l, ii_tensor *x) {
+  return ii_conv2d(c, x, l->weight, l->bias, l->stride, l->pad);
+}
+
+ii_dwconv_layer ii_dwconv_build(const ii_builder *b, int64_t channels, int k) {
+  ii_init init = torch_default((int64_t)k * k);
+  return (ii_dwconv_layer){.weight = ii_build(b, "weight", init, channels, 1, k, k),
+                           .bias = ii_build(b, "bias", init, channels, 0, 0, 0)};
+}
+
+ii_tensor *ii_dwconv_forward(ii_ctx *c, const ii_dwconv_layer *l, ii_tensor *x) {
+  return ii_dwconv2d(c, x, l->weight, l->bias);
+}
+
+ii_norm_layer ii_norm_build(const ii_builder *b, int64_t channels, double eps) {
+  return (ii_norm_layer){.weight = ii_build(b, "weight", constant(1), channels, 0, 0, 0),
+                         .bias = ii_build(b, "bias", constant(0), channels, 0, 0, 0),
+                         .eps = eps};
+}
+
+ii_tensor *ii_norm_forward(ii_ctx *c, const ii_norm_layer *l, ii_tensor *x, ii_act act,
+                           ii_dtype out) {
+  return ii_layer_norm(c, x, l->weight, l->bias, l->eps, act, out);
+}
+
+ii_batch_norm_layer ii_batch_norm_build(const ii_builder *b, int64_t channels) {
+  return (ii_batch_norm_layer){.weight = ii_build(b, "weight", constant(1), channels, 0, 0, 0),
+                               .bias = ii_build(b, "bias", constant(0), channels, 0, 0, 0),
+                               .running_mean = ii_build_buffer(b, "running_mean", channels, 0),
+                               .running_var = ii_build_buffer(b, "running_var", channels, 1),
+                               .batches = ii_build_buffer(b, "num_batches_tracked", 0, 0)};
+}
+
+ii_tensor *ii_batch_norm_forward(ii_ctx *c, const ii_batch_norm_layer *l, ii_tensor *x) {
+  if (c->training && ii_ok(c)) {
+    double count;
+    ii_tensor_read_f64(c, l->batches, &count);
+    count += 1;
+    ii_tensor_write_f64(c, l->batches, &count);
+  }
+  return ii_batch_norm(c, x, l->weight, l->bias, l->running_mean, l->running_var, 1e-5, 0.1);
+}
+
+ii_mlp_layer ii_mlp_build(const ii_builder *b, int64_t channels, int64_t hidden, bool fc2_bias) {
+  ii_builder fc1 = ii_builder_sub(b, "fc1"), fc2 = ii_builder_sub(b, "fc2");
+  ii_mlp_layer l;
+  l.fc1 = ii_linear_build(&fc1, channels, hidden, true, ii_init_trunc_normal());
+  l.fc2 = ii_linear_build(&fc2, hidden, channels, fc2_bias, ii_init_trunc_normal());
+  return l;
+}
+
+ii_tensor *ii_mlp_forward(ii_ctx *c, const ii_mlp_layer *l, ii_tensor *x) {
+  return ii_linear_forward(c, &l->fc2, ii_gelu(c, ii_linear_forward(c, &l->fc1, x)));
+}
+
+ii_tensor *ii_drop_path(ii_ctx *c, int64_t N, double rate) {
+  if (rate <= 0 || !c->training) return NULL;
+  ii_tensor *keep = ii_tensor_new(c, c->real, 1, &N);
+  double *host = malloc((size_t)(N ? N : 1) * sizeof *host);
+  II_ASSERT(host, "out of host memory for %lld samples", (long long)N);
+  ii_rng r = ii_rng_make(c->seed, II_RNG_DROP_PATH, c->step, c->draw++);
+  for (int64_t n = 0; n < N; n++) host[n] = ii_rng_uniform(&r) >= rate ? 1.0 / (1.0 - rate) : 0.0;
+  ii_tensor_write_f64(c, keep, host);
+  free(host);
+  return keep;
+}
