@@ -7,13 +7,15 @@
 #include <omp.h>
 #include "kernels/cpu/dcn.h"
 
+#ifdef II_REAL_F64
+typedef int64_t bits; /* as many as a real has */
+#else
+typedef int32_t bits;
+#endif
+
 /* r = (a0+a1, a2+a3, ..., b0+b1, ...): after log2(II_VEC) rounds each lane is the sum of a vector. */
 static inline __attribute__((always_inline)) ii_vec fold(ii_vec a, ii_vec b) {
-#ifdef II_REAL_F64
-  typedef int64_t lanes __attribute__((vector_size(II_VEC_BYTES)));
-#else
-  typedef int32_t lanes __attribute__((vector_size(II_VEC_BYTES)));
-#endif
+  typedef bits lanes __attribute__((vector_size(II_VEC_BYTES)));
   typedef real exact __attribute__((vector_size(II_VEC_BYTES)));
   lanes even, odd;
   for (int i = 0; i < II_VEC; i++) {
@@ -28,13 +30,14 @@ static inline __attribute__((always_inline)) ii_vec fold4(const ii_vec *v) {
   return fold(fold(v[0], v[1]), fold(v[2], v[3]));
 }
 
-/* The four dot products of one tap, not yet summed over the lanes, and its additions to gslab. */
-static inline __attribute__((always_inline)) void
+/* The four dot products of one tap, as II_VEC/4 partial sums each, and its additions to gslab. */
+static inline __attribute__((always_inline)) ii_vec
 one_tap(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv, const real *gy,
-        int64_t t, ii_vec *s) {
+        int64_t t) {
   const int64_t Dp = p->Dp, below = p->line * Dp;
   const real *v = w->slab + w->at[t] * Dp + first, *cw = w->w + 4 * t;
   real *gv = w->gslab + w->at[t] * Dp + first;
+  ii_vec s[4];
   for (int j = 0; j < nv; j++, v += II_VEC, gv += II_VEC, gy += II_VEC) {
     ii_vec g = *(const ii_vec *)gy;
     if (j == 0) {
@@ -53,25 +56,22 @@ one_tap(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv,
     *(ii_vec *)(gv + below) += g * cw[2];
     *(ii_vec *)(gv + below + Dp) += g * cw[3];
   }
+  return fold4(s);
 }
 
 /* All taps of a chunk, nv vectors of channels (a constant): w->s (=, or += where add) and gslab. */
 static inline __attribute__((always_inline)) void
 scatter(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv, const bool add,
         int64_t taps, const real *gy, int64_t step) {
-  for (int64_t t = 0; t < taps; t += II_VEC / 4) {
-    ii_vec s[16];
-    for (int64_t i = 0; i < II_VEC / 4; i++)
-      one_tap(p, w, first, nv, gy + p->pixel_of_tap[t + i] * step, t + i, s + 4 * i);
-    ii_vec sum;
-    if (II_VEC == 16) {
-      ii_vec f[4] = {fold4(s), fold4(s + 4), fold4(s + 8), fold4(s + 12)};
-      sum = fold4(f);
-    } else if (II_VEC == 8) {
-      sum = fold(fold4(s), fold4(s + 4));
-    } else {
-      sum = fold4(s);
+  enum { TAPS = II_VEC_BYTES / sizeof(real) / 4 }; /* whose dot products fill a vector */
+  for (int64_t t = 0; t < taps; t += TAPS) {
+    ii_vec f[4] = {0};
+#pragma GCC unroll 4
+    for (int i = 0; i < TAPS; i++) {
+      const real *gy_of_tap = gy + p->pixel_of_tap[t + i] * step;
+      f[i] = one_tap(p, w, first, nv, gy_of_tap, t + i);
     }
+    ii_vec sum = TAPS == 4 ? fold4(f) : TAPS == 2 ? fold(f[0], f[1]) : f[0];
     ii_vec *out = (ii_vec *)(w->s + 4 * t);
     if (add) *out += sum;
     else *out = sum;
@@ -90,26 +90,36 @@ static void scatter_all(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t coun
   if (left) scatter(p, w, c, 1, true, taps, gy + c, step);
 }
 
-/* gm and goff of one block of taps from their dot products; taps without a sample get zeros, whatever
- * gy holds. */
-static inline void tap_gradients(const ii_dcn_plan *p, ii_dcn_work *w, int64_t t0) {
+/* v, or +0 where the mask is 0. A plain selection would make the compiler load v's operands only
+ * where they are needed, and then not vectorise. */
+static inline real keep(real v, bits mask) {
+  union {
+    real f;
+    bits i;
+  } u = {v};
+  u.i &= mask;
+  return u.f;
+}
+
+/* gm and goff of `end` taps from their dot products; taps without a sample get zeros, whatever gy
+ * holds. */
+static void tap_gradients(const ii_dcn_plan *p, ii_dcn_work *w, int64_t end) {
   const real scale = p->scale;
   const int32_t nowhere = ii_dcn_nowhere(p);
-  const real *restrict s = w->s + 4 * t0, *restrict m = w->m + t0;
-  const real *restrict lx = w->lx + t0, *restrict ly = w->ly + t0;
-  const int32_t *restrict at = w->at + t0;
-  real *restrict goff = w->goff + 2 * t0, *restrict gm = w->gm + t0;
+  const real *restrict s = w->s, *restrict m = w->m, *restrict lx = w->lx, *restrict ly = w->ly;
+  const int32_t *restrict at = w->at;
+  real *restrict goff = w->goff, *restrict gm = w->gm;
 #pragma omp simd
-  for (int t = 0; t < II_TAP_BLOCK; t++) {
+  for (int64_t t = 0; t < end; t++) {
     real tl = s[4 * t], tr = s[4 * t + 1], bl = s[4 * t + 2], br = s[4 * t + 3];
     real x = lx[t], y = ly[t], sm = scale * m[t];
     real sum = (1 - y) * ((1 - x) * tl + x * tr) + y * ((1 - x) * bl + x * br);
     real gx = sm * ((1 - y) * (tr - tl) + y * (br - bl));
     real gy = sm * ((1 - x) * (bl - tl) + x * (br - tr));
-    bool in = at[t] != nowhere;
-    gm[t] = in ? sum : 0;
-    goff[2 * t] = in ? gx : 0;
-    goff[2 * t + 1] = in ? gy : 0;
+    bits in = -(bits)(at[t] != nowhere);
+    gm[t] = keep(sum, in);
+    goff[2 * t] = keep(gx, in);
+    goff[2 * t + 1] = keep(gy, in);
   }
 }
 
@@ -182,11 +192,11 @@ static void backward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64
   for (int64_t ho = h0; ho < h1; ho++)
     for (int64_t wo = 0; wo < a->Wo; wo += p->chunk) {
       int64_t count = a->Wo - wo < p->chunk ? a->Wo - wo : p->chunk, step;
-      int64_t row = (n * a->Ho + ho) * a->Wo + wo, end = ii_dcn_padded(p, count);
+      int64_t row = (n * a->Ho + ho) * a->Wo + wo;
       II_FN(dcn_taps)(p, w, n, g, ho, wo, count);
       const real *gy = load_gy(p, w, row * a->C + g * p->D, count, &step);
       scatter_all(p, w, count, gy, step);
-      for (int64_t t = 0; t < end; t += II_TAP_BLOCK) tap_gradients(p, w, t);
+      tap_gradients(p, w, ii_dcn_padded(p, count));
       if (a->softmax) softmax_gradient(p->K, count, w->m, w->gm);
       store_taps(p, w, row, g, count);
     }
