@@ -185,20 +185,33 @@ static ii_status unknown_key(const char *section, const char *name, place at, ii
 /* ---- text ------------------------------------------------------------------------------------ */
 
 /* What libconfig lets through in silence is refused before it sees the text: whole numbers beyond
- * 32 bits (it wraps them round), a comment that never ends (it takes all that follows away), and
- * @include (repeated keys make it useless; base replaces it). Brackets of lists become parentheses,
- * which libconfig allows to mix 1 and 0.5. */
+ * 32 bits (it wraps them round), comments and texts that never end (they take all that follows
+ * away), and @include (repeated keys make it useless; base replaces it). So are texts in places
+ * where its parser would lose their memory, and nesting that no config needs. Brackets of lists
+ * become parentheses, between which libconfig allows to mix 1 and 0.5. */
+enum { NESTING = 8 };
+
 typedef struct {
   char *at;
   place where;
+  char open[NESTING]; /* the brackets that are open, the innermost last */
+  int depth;
+  char last; /* last character before this one that is not space or comment */
 } scanner;
 
-static void skip_string(scanner *s) {
+static ii_status skip_string(scanner *s, ii_error *err) {
+  place begin = s->where;
+  bool in_list = s->depth > 0 && s->open[s->depth - 1] == '(';
+  bool expected = strchr(in_list ? "=:\"(," : "=:\"", s->last) != NULL;
+  if (!expected || !s->last)
+    return fail(err, II_ERR_FORMAT, begin, "syntax error: a text in quotes cannot stand here");
   for (s->at++; *s->at && *s->at != '"'; s->at++) {
     if (*s->at == '\\' && s->at[1]) s->at++;
     s->where.line += *s->at == '\n';
   }
-  s->at += *s->at != 0;
+  if (!*s->at) return fail(err, II_ERR_FORMAT, begin, "this text has no closing double quote");
+  s->at++;
+  return II_OK;
 }
 
 static ii_status skip_comment(scanner *s, ii_error *err) {
@@ -227,26 +240,41 @@ static ii_status skip_word(scanner *s, ii_error *err) {
   return II_OK;
 }
 
+static ii_status skip_sign(scanner *s, ii_error *err) {
+  if (*s->at == '[') *s->at = '(';
+  if (*s->at == ']') *s->at = ')';
+  char c = *s->at;
+  if (c == '(' || c == '{') {
+    if (s->depth == NESTING)
+      return fail(err, II_ERR_FORMAT, s->where, "more than %d brackets are open", NESTING);
+    s->open[s->depth++] = c;
+  } else if ((c == ')' || c == '}') && s->depth > 0) {
+    s->depth--; /* libconfig sees to it that they match */
+  }
+  s->where.line += c == '\n';
+  s->at++;
+  return II_OK;
+}
+
 static ii_status prepare_text(char *text, const char *source, ii_error *err) {
-  scanner s = {text, {source, 1}};
+  scanner s = {.at = text, .where = {source, 1}};
   bool line_begins = true;
   while (*s.at) {
     char c = *s.at;
+    bool space = isspace((unsigned char)c);
+    bool comment = c == '#' || (c == '/' && (s.at[1] == '/' || s.at[1] == '*'));
     if (line_begins && strncmp(s.at, "@include", 8) == 0)
       return fail(err, II_ERR_FORMAT, s.where, "@include is not possible; write base = \"FILE\";");
-    line_begins = c == '\n' || (line_begins && isspace((unsigned char)c));
-    if (c == '"') {
-      skip_string(&s);
-    } else if (c == '#' || (c == '/' && (s.at[1] == '/' || s.at[1] == '*'))) {
+    line_begins = c == '\n' || (line_begins && space);
+    if (comment)
       II_TRY(skip_comment(&s, err));
-    } else if (isalnum((unsigned char)c) || c == '_' || c == '.') {
+    else if (c == '"')
+      II_TRY(skip_string(&s, err));
+    else if (isalnum((unsigned char)c) || c == '_' || c == '.')
       II_TRY(skip_word(&s, err));
-    } else {
-      if (c == '[') *s.at = '(';
-      if (c == ']') *s.at = ')';
-      s.where.line += c == '\n';
-      s.at++;
-    }
+    else
+      II_TRY(skip_sign(&s, err));
+    if (!comment && !space) s.last = s.at[-1];
   }
   return II_OK;
 }
