@@ -30,26 +30,19 @@ static inline __attribute__((always_inline)) ii_vec fold4(const ii_vec *v) {
   return fold(fold(v[0], v[1]), fold(v[2], v[3]));
 }
 
-/* The four dot products of one tap, as II_VEC/4 partial sums each, and its additions to gslab. */
+/* The four dot products of one tap, as II_VEC/4 partial sums each, and its additions to the gradient
+ * of x. v, gv: the top left corner in slab and gslab; cw: its four weights; nv: vectors (constant). */
 static inline __attribute__((always_inline)) ii_vec
-one_tap(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv, const real *gy,
-        int64_t t) {
-  const int64_t Dp = p->Dp, below = p->line * Dp;
-  const real *v = w->slab + w->at[t] * Dp + first, *cw = w->w + 4 * t;
-  real *gv = w->gslab + w->at[t] * Dp + first;
+one_tap(const real *v, real *gv, const real *cw, const real *gy, const int nv, int64_t Dp,
+        int64_t below) {
   ii_vec s[4];
   for (int j = 0; j < nv; j++, v += II_VEC, gv += II_VEC, gy += II_VEC) {
     ii_vec g = *(const ii_vec *)gy;
-    if (j == 0) {
-      s[0] = g * *(const ii_vec *)v;
-      s[1] = g * *(const ii_vec *)(v + Dp);
-      s[2] = g * *(const ii_vec *)(v + below);
-      s[3] = g * *(const ii_vec *)(v + below + Dp);
-    } else {
-      s[0] += g * *(const ii_vec *)v;
-      s[1] += g * *(const ii_vec *)(v + Dp);
-      s[2] += g * *(const ii_vec *)(v + below);
-      s[3] += g * *(const ii_vec *)(v + below + Dp);
+    ii_vec p[4] = {g * *(const ii_vec *)v, g * *(const ii_vec *)(v + Dp),
+                   g * *(const ii_vec *)(v + below), g * *(const ii_vec *)(v + below + Dp)};
+    for (int c = 0; c < 4; c++) {
+      if (j == 0) s[c] = p[c];
+      else s[c] += p[c];
     }
     *(ii_vec *)gv += g * cw[0];
     *(ii_vec *)(gv + Dp) += g * cw[1];
@@ -64,17 +57,20 @@ static inline __attribute__((always_inline)) void
 scatter(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv, const bool add,
         int64_t taps, const real *gy, int64_t step) {
   enum { TAPS = II_VEC_BYTES / sizeof(real) / 4 }; /* whose dot products fill a vector */
-  for (int64_t t = 0; t < taps; t += TAPS) {
+  const int64_t Dp = p->Dp, below = p->line * p->Dp;
+  const real *slab = w->slab + first, *cw = w->w;
+  real *gslab = w->gslab + first, *out = w->s;
+  const int32_t *at = w->at, *pixel = p->pixel_of_tap;
+  for (int64_t t = 0; t < taps; t += TAPS, at += TAPS, pixel += TAPS, cw += 4 * TAPS) {
     ii_vec f[4] = {0};
 #pragma GCC unroll 4
     for (int i = 0; i < TAPS; i++) {
-      const real *gy_of_tap = gy + p->pixel_of_tap[t + i] * step;
-      f[i] = one_tap(p, w, first, nv, gy_of_tap, t + i);
+      int64_t v = at[i] * Dp;
+      f[i] = one_tap(slab + v, gslab + v, cw + 4 * i, gy + pixel[i] * step, nv, Dp, below);
     }
     ii_vec sum = TAPS == 4 ? fold4(f) : TAPS == 2 ? fold(f[0], f[1]) : f[0];
-    ii_vec *out = (ii_vec *)(w->s + 4 * t);
-    if (add) *out += sum;
-    else *out = sum;
+    if (add) *(ii_vec *)(out + 4 * t) += sum;
+    else *(ii_vec *)(out + 4 * t) = sum;
   }
 }
 
