@@ -22,14 +22,18 @@ typedef struct {
 static ii_status fail(ii_error *err, ii_status status, place at, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* One line, whatever names and values from outside it quotes. */
 static ii_status fail(ii_error *err, ii_status status, place at, const char *fmt, ...) {
   char text[II_ERROR_TEXT];
+  int n = at.line > 0 ? snprintf(text, sizeof text, "%.500s:%d: ", at.source, at.line)
+                      : snprintf(text, sizeof text, "%.500s: ", at.source);
   va_list args;
   va_start(args, fmt);
-  vsnprintf(text, sizeof text, fmt, args);
+  vsnprintf(text + n, sizeof text - (size_t)n, fmt, args);
   va_end(args);
-  if (at.line > 0) return ii_error_set(err, status, "%s:%d: %s", at.source, at.line, text);
-  return ii_error_set(err, status, "%s: %s", at.source, text);
+  for (char *c = text; *c; c++)
+    if ((unsigned char)*c < 32) *c = '?';
+  return ii_error_set(err, status, "%s", text);
 }
 
 /* ---- values ---------------------------------------------------------------------------------- */
@@ -200,16 +204,14 @@ typedef struct {
 } scanner;
 
 static ii_status skip_string(scanner *s, ii_error *err) {
-  place begin = s->where;
   bool in_list = s->depth > 0 && s->open[s->depth - 1] == '(';
   bool expected = strchr(in_list ? "=:\"(," : "=:\"", s->last) != NULL;
   if (!expected || !s->last)
-    return fail(err, II_ERR_FORMAT, begin, "syntax error: a text in quotes cannot stand here");
-  for (s->at++; *s->at && *s->at != '"'; s->at++) {
-    if (*s->at == '\\' && s->at[1]) s->at++;
-    s->where.line += *s->at == '\n';
-  }
-  if (!*s->at) return fail(err, II_ERR_FORMAT, begin, "this text has no closing double quote");
+    return fail(err, II_ERR_FORMAT, s->where, "syntax error: a text in quotes cannot stand here");
+  for (s->at++; *s->at && *s->at != '"' && *s->at != '\n'; s->at++)
+    if (*s->at == '\\' && s->at[1] && s->at[1] != '\n') s->at++;
+  if (*s->at != '"')
+    return fail(err, II_ERR_FORMAT, s->where, "this text has no closing double quote on its line");
   s->at++;
   return II_OK;
 }
