@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <ctype.h>
 #include <dirent.h>
 #include <math.h>
 #include <stdlib.h>
@@ -522,6 +523,42 @@ static void test_table(void **state) {
   }
 }
 
+/* Appends the C files of a folder but not the configuration's own. */
+static void append_sources(FILE *to, const char *dir) {
+  DIR *d = opendir(dir);
+  assert_non_null(d);
+  for (struct dirent *e; (e = readdir(d));) {
+    const char *end = strrchr(e->d_name, '.');
+    char path[4096];
+    if (!end || strcmp(end, ".c") != 0 || strncmp(e->d_name, "config", 6) == 0) continue;
+    snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+    char *text = slurp(path);
+    fputs(text, to);
+    free(text);
+  }
+  closedir(d);
+}
+
+/* Every key is read by the programs: cfg->section.name or cfg.section.name stands somewhere. */
+static void test_keys_are_live(void **state) {
+  if (access(II_TEST_DATA "/../train/main.c", R_OK) != 0) skip(); /* no program yet */
+  char *text = NULL, key[100];
+  size_t size = 0;
+  FILE *f = open_memstream(&text, &size);
+  append_sources(f, II_TEST_DATA "/../train");
+  append_sources(f, II_TEST_DATA "/../eval");
+  fclose(f);
+  for (int64_t i = 0; ii_config_key(i, key, sizeof key); i++) {
+    bool used = false;
+    for (const char *at = text; !used && (at = strstr(at, key)); at++) {
+      char before = at > text ? at[-1] : ' ', after = at[strlen(key)];
+      used = (before == '>' || before == '.') && after != '_' && !isalnum((unsigned char)after);
+    }
+    if (!used) fail_msg("%s is parsed, but train/ and eval/ never read it", key);
+  }
+  free(text);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_key),
@@ -532,6 +569,7 @@ int main(void) {
       cmocka_unit_test(test_set),           cmocka_unit_test(test_bad_set),
       cmocka_unit_test(test_checks),        cmocka_unit_test(test_shipped),
       cmocka_unit_test(test_documentation), cmocka_unit_test(test_table),
+      cmocka_unit_test(test_keys_are_live),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }

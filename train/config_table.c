@@ -369,6 +369,7 @@ void ii_config_markdown(FILE *to) {
               "A run is described by a `.cfg` file in libconfig syntax:\n\n"
               "```\n"
               "base = \"internimage_t_1k.cfg\";   # loaded first, then overridden key by key\n"
+              "model = { num_classes = 0; };          # as many as the data has\n"
               "data = { root = \"/data/flowers\"; batch_size = 64; };\n"
               "train = { epochs = 30; warmup_epochs = 2; };\n"
               "```\n\n"
