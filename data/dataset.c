@@ -18,9 +18,15 @@ void ii_dataset_free(ii_dataset *d) {
   free(d);
 }
 
-int64_t ii_dataset_size(const ii_dataset *d) { return d->count; }
-int64_t ii_dataset_num_classes(const ii_dataset *d) { return d->num_classes; }
-bool ii_dataset_has_meta(const ii_dataset *d) { return d->place != NULL; }
+int64_t ii_dataset_size(const ii_dataset *d) {
+  return d->count;
+}
+int64_t ii_dataset_num_classes(const ii_dataset *d) {
+  return d->num_classes;
+}
+bool ii_dataset_has_meta(const ii_dataset *d) {
+  return d->place != NULL;
+}
 
 const char *ii_dataset_class_name(const ii_dataset *d, int64_t i) {
   II_ASSERT(i >= 0 && i < d->num_classes, "class %lld of %lld", (long long)i,
@@ -48,8 +54,10 @@ void ii_dataset_path(const ii_dataset *d, int64_t i, char *out) {
   /* lengths were checked when the data set was read */
   if (d->classes.names)
     snprintf(out, II_PATH_MAX, "%s/%s/%s", d->root, d->classes.names[d->label[i]], name);
-  else if (name[0] == '/') snprintf(out, II_PATH_MAX, "%s", name);
-  else snprintf(out, II_PATH_MAX, "%s/%s", d->root, name);
+  else if (name[0] == '/')
+    snprintf(out, II_PATH_MAX, "%s", name);
+  else
+    snprintf(out, II_PATH_MAX, "%s/%s", d->root, name);
 }
 
 void ii_dataset_meta(const ii_dataset *d, int64_t i, float out[II_META_VALUES]) {

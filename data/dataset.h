@@ -10,7 +10,7 @@
 
 typedef struct ii_dataset ii_dataset;
 
-#define II_META_VALUES 7   /* temporal 4, spatial 3 */
+#define II_META_VALUES 7    /* temporal 4, spatial 3 */
 #define II_PATH_MAX    4096 /* longest path of a file, with its end */
 
 /* Image folder: dir/<class>/<file>. Classes are the sub-folders in byte order of their names (the
@@ -32,7 +32,7 @@ ii_status ii_dataset_open_list(const char *list, const char *root, int64_t num_c
 
 void ii_dataset_free(ii_dataset *dataset); /* NULL is allowed */
 
-int64_t ii_dataset_size(const ii_dataset *dataset);        /* number of images, > 0 */
+int64_t ii_dataset_size(const ii_dataset *dataset); /* number of images, > 0 */
 int64_t ii_dataset_num_classes(const ii_dataset *dataset);
 bool ii_dataset_has_meta(const ii_dataset *dataset);
 

@@ -18,7 +18,7 @@ struct ii_dataset {
   ii_names classes; /* names NULL for a list file */
   int64_t num_classes;
   int64_t count, capacity;
-  char *text;       /* all file names, one after the other, each with its end */
+  char *text; /* all file names, one after the other, each with its end */
   int64_t text_size, text_capacity;
   int64_t *name_at; /* [count]: where in text */
   int32_t *label;   /* [count] */

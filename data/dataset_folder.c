@@ -127,7 +127,9 @@ ii_status ii_dataset_open_folder(const char *dir, ii_dataset **dataset, ii_error
   ii_dataset *d = calloc(1, sizeof *d);
   if (!d) return ii_error_set(err, II_ERR_MEMORY, "no memory for a data set");
   ii_status status = build(d, dir, err);
-  if (status != II_OK) ii_dataset_free(d);
-  else *dataset = d;
+  if (status != II_OK)
+    ii_dataset_free(d);
+  else
+    *dataset = d;
   return status;
 }

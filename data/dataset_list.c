@@ -120,7 +120,8 @@ static ii_status parse_line(reader *r, char *line) {
   if (n != r->fields)
     return bad(r, "this line has %d fields, the lines before have %d", n, r->fields);
   if (!*field[0]) return bad(r, "the path is empty");
-  if (strlen(field[0]) + strlen(r->d->root) + 2 > II_PATH_MAX) return bad(r, "the path is too long");
+  if (strlen(field[0]) + strlen(r->d->root) + 2 > II_PATH_MAX)
+    return bad(r, "the path is too long");
   int32_t label = 0;
   ii_place place;
   II_TRY(parse_label(r, field[1], &label));
@@ -163,7 +164,9 @@ ii_status ii_dataset_open_list(const char *list, const char *root, int64_t num_c
   reader r = {.d = d, .file = list, .num_classes = num_classes, .err = err};
   if (status == II_OK) status = read_lines(&r, file);
   fclose(file);
-  if (status != II_OK) ii_dataset_free(d);
-  else *dataset = d;
+  if (status != II_OK)
+    ii_dataset_free(d);
+  else
+    *dataset = d;
   return status;
 }

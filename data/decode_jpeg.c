@@ -78,7 +78,9 @@ ii_status ii_decode_jpeg_open(ii_decoder *d, ii_error *err) {
   return II_OK;
 }
 
-void ii_decode_jpeg_close(ii_decoder *d) { jpeg_destroy_decompress(&d->jpeg); }
+void ii_decode_jpeg_close(ii_decoder *d) {
+  jpeg_destroy_decompress(&d->jpeg);
+}
 
 /* round(a * b / 255), exactly */
 static inline int mul_div_255(int a, int b) {
@@ -86,7 +88,9 @@ static inline int mul_div_255(int a, int b) {
   return ((t >> 8) + t) >> 8;
 }
 
-static inline uint8_t clip8(int v) { return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v); }
+static inline uint8_t clip8(int v) {
+  return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+}
 
 /* Stored CMYK is taken as inverted, whatever the file says (Pillow's rawmode "CMYK;I"); then
  * R = (255 - K) - (255 - K) C / 255, and so on. */

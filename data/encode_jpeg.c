@@ -12,7 +12,9 @@ typedef struct {
   jmp_buf jump;
 } encoder;
 
-static void fail(j_common_ptr c) { longjmp(((encoder *)c->client_data)->jump, 1); }
+static void fail(j_common_ptr c) {
+  longjmp(((encoder *)c->client_data)->jump, 1);
+}
 
 static bool encode(encoder *e, FILE *file, const uint8_t *rgb, int64_t w, int64_t h, int quality) {
   e->jpeg.err = jpeg_std_error(&e->err);

@@ -1,5 +1,5 @@
-/* EXIF orientation (TIFF tag 0x0112 of the first image directory in the APP1 segment). Anything that
- * cannot be understood means "upright": broken EXIF data is common and never an error. */
+/* EXIF orientation (TIFF tag 0x0112 of the first image directory in the APP1 segment). Anything
+ * that cannot be understood means "upright": broken EXIF data is common and never an error. */
 #include "data/decode.h"
 #include <string.h>
 

@@ -50,8 +50,7 @@ static ii_status read_all(ii_bytes *buffer, int fd, const char *path, ii_error *
   struct stat st;
   if (fstat(fd, &st) != 0)
     return ii_error_set(err, II_ERR_IO, "cannot look at '%s': %s", path, strerror(errno));
-  if (!S_ISREG(st.st_mode))
-    return ii_error_set(err, II_ERR_IO, "'%s' is not a regular file", path);
+  if (!S_ISREG(st.st_mode)) return ii_error_set(err, II_ERR_IO, "'%s' is not a regular file", path);
   if (st.st_size == 0) return ii_error_set(err, II_ERR_FORMAT, "'%s' is empty", path);
   if (st.st_size > MAX_FILE)
     return ii_error_set(err, II_ERR_FORMAT, "'%s' has %lld bytes; image files may have 1 GiB", path,

@@ -31,7 +31,8 @@ void ii_image_free(ii_image *img);
 
 typedef struct {
   bool apply_orientation; /* rotate and mirror by the EXIF orientation of JPEG files. OpenCV, the
-                           * official train decoder, does; Pillow, the validation decoder, does not */
+                           * official train decoder, does; Pillow, the validation decoder, does not
+                           */
   bool allow_truncated;   /* a file that ends early is an image whose missing part is grey (JPEG)
                            * or black (PNG) instead of an error */
   int64_t max_pixels;     /* refuse larger images from their header, before any memory is taken;

@@ -1,9 +1,10 @@
 /* A ring of batch slots between the workers and the consumer, under one mutex.
  *
  * The stream is numbered: `opened` batches have been given to the workers, `released` have been
- * given back by the consumer, and batch s lives in slot s % slots. Workers take runs of a few images
- * from the newest open batch; when it has none left, the next batch is opened if the ring has room.
- * Opening is where the samples of a batch are looked up, so one permutation at a time is enough. */
+ * given back by the consumer, and batch s lives in slot s % slots. Workers take runs of a few
+ * images from the newest open batch; when it has none left, the next batch is opened if the ring
+ * has room. Opening is where the samples of a batch are looked up, so one permutation at a time is
+ * enough. */
 #include "data/loader.h"
 #include <errno.h>
 #include <pthread.h>
@@ -19,8 +20,8 @@
 
 /* A file that could not be used, kept until the batch is handed out. */
 typedef struct {
-  int64_t place;  /* in the batch, for a fixed order of reports */
-  int64_t order;  /* within the place */
+  int64_t place; /* in the batch, for a fixed order of reports */
+  int64_t order; /* within the place */
   int64_t sample;
   char reason[II_ERROR_TEXT];
 } bad_file;
@@ -30,7 +31,7 @@ typedef struct {
   int64_t taken, done; /* images given to workers, finished */
   bad_file *bad;
   int64_t bad_count, bad_capacity;
-  ii_error error;      /* of the lowest place that has one */
+  ii_error error; /* of the lowest place that has one */
   int64_t error_place;
 } slot;
 
@@ -55,7 +56,7 @@ struct ii_loader {
   pthread_cond_t ready; /* for the consumer: an image is finished */
   bool lock_made, work_made, ready_made;
   bool stop;
-  int64_t busy;        /* workers inside an image */
+  int64_t busy;                        /* workers inside an image */
   int64_t base_epoch, base_index;      /* where the stream begins */
   int64_t opened, released, taken_out; /* batches since then */
   slot *slots;
@@ -116,7 +117,9 @@ static bool position(const ii_loader *l, int64_t s, int64_t *epoch, int64_t *ind
   return true;
 }
 
-static slot *slot_of(ii_loader *l, int64_t s) { return &l->slots[s % l->slot_count]; }
+static slot *slot_of(ii_loader *l, int64_t s) {
+  return &l->slots[s % l->slot_count];
+}
 
 /* Gives the next batch to the workers if the stream goes on and the ring has room. */
 static bool open_next(ii_loader *l) {
@@ -173,8 +176,7 @@ static void note_bad(worker *w, slot *s, int64_t place, int64_t order, int64_t s
 
 static void note_error(ii_loader *l, slot *s, int64_t place, const ii_error *error) {
   pthread_mutex_lock(&l->lock);
-  if (s->error.status == II_OK || place < s->error_place)
-    s->error = *error, s->error_place = place;
+  if (s->error.status == II_OK || place < s->error_place) s->error = *error, s->error_place = place;
   pthread_mutex_unlock(&l->lock);
 }
 
@@ -235,8 +237,10 @@ static bool take(ii_loader *l, slot **s, int64_t *from, int64_t *to) {
         return true;
       }
     }
-    if (!open_next(l)) pthread_cond_wait(&l->work, &l->lock);
-    else pthread_cond_broadcast(&l->work);
+    if (!open_next(l))
+      pthread_cond_wait(&l->work, &l->lock);
+    else
+      pthread_cond_broadcast(&l->work);
   }
 }
 
@@ -366,8 +370,10 @@ ii_status ii_loader_new(const ii_loader_config *config, ii_loader **loader, ii_e
   if (!l) return ii_error_set(err, II_ERR_MEMORY, "no memory for a loader");
   l->config = *config;
   ii_status status = start(l, err);
-  if (status != II_OK) ii_loader_free(l);
-  else *loader = l;
+  if (status != II_OK)
+    ii_loader_free(l);
+  else
+    *loader = l;
   return status;
 }
 
@@ -406,9 +412,15 @@ void ii_loader_free(ii_loader *l) {
   free(l);
 }
 
-int64_t ii_loader_batches_per_epoch(const ii_loader *l) { return l->per_epoch; }
-int ii_loader_threads(const ii_loader *l) { return l->threads; }
-ii_loader_stats ii_loader_get_stats(const ii_loader *l) { return l->stats; }
+int64_t ii_loader_batches_per_epoch(const ii_loader *l) {
+  return l->per_epoch;
+}
+int ii_loader_threads(const ii_loader *l) {
+  return l->threads;
+}
+ii_loader_stats ii_loader_get_stats(const ii_loader *l) {
+  return l->stats;
+}
 
 /* ---- the consumer ---- */
 
@@ -453,7 +465,8 @@ static ii_status inspect(ii_loader *l, slot *s) {
     if (l->config.on_bad) l->config.on_bad(l->config.context, path, s->bad[i].reason);
   }
   l->stats.bad_files += s->bad_count;
-  if (s->error.status != II_OK) return ii_error_set(&l->failed, s->error.status, "%s", s->error.text);
+  if (s->error.status != II_OK)
+    return ii_error_set(&l->failed, s->error.status, "%s", s->error.text);
   for (int64_t i = 0; i < b->count; i++) {
     l->bad_run = b->valid[i] ? 0 : l->bad_run + 1;
     b->failed += !b->valid[i];

@@ -17,7 +17,8 @@
  *   The evaluator counts it as wrong and says how many there were: dropping or replacing it would
  *   make the accuracy that of another data set. More than 50 in a row are an error.
  *
- * One thread calls these functions; the workers block all signals, so that handlers run elsewhere.*/
+ * One thread calls these functions; the workers block all signals, so that handlers run
+ * elsewhere.*/
 #ifndef II_LOADER_H
 #define II_LOADER_H
 #include "data/dataset.h"
@@ -58,8 +59,8 @@ typedef struct {
   float *images;        /* [count, size, size, 3] */
   int32_t *labels;      /* [count] */
   float *meta;          /* [count, II_META_VALUES]; NULL when the dataset has none */
-  uint8_t *valid;       /* [count]: 0 where the file could not be decoded (never with replace_bad) */
-  int64_t *samples;     /* [count]: index in the dataset of what was loaded */
+  uint8_t *valid;   /* [count]: 0 where the file could not be decoded (never with replace_bad) */
+  int64_t *samples; /* [count]: index in the dataset of what was loaded */
 } ii_batch;
 
 typedef struct {

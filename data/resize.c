@@ -16,7 +16,7 @@
 
 #define WEIGHT_BITS 22
 #define MAX_SIDE    (INT64_C(1) << 20)
-#define ROWS        16          /* rows turned at a time */
+#define ROWS        16 /* rows turned at a time */
 #define LANES       (ROWS * 3)
 
 /* For each output position: the first input position, the number of them, and the weights. */
@@ -126,7 +126,8 @@ static inline uint8_t to_byte(int32_t sum) {
   return (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
 }
 
-/* `rows` (at most ROWS) rows of w pixels -> turned [w, LANES]: lane 3 r + c is channel c of row r. */
+/* `rows` (at most ROWS) rows of w pixels -> turned [w, LANES]: lane 3 r + c is channel c of row r.
+ */
 static void turn(const uint8_t *in, int64_t stride, int64_t w, int64_t rows, uint8_t *turned) {
   for (int64_t r = 0; r < rows; r++) {
     const uint8_t *p = in + r * stride;
@@ -196,8 +197,8 @@ static bool inside(ii_box b, int64_t w, int64_t h) {
   return b.left >= 0 && b.top >= 0 && b.w > 0 && b.h > 0 && b.left + b.w <= w && b.top + b.h <= h;
 }
 
-ii_status ii_resize(ii_resizer *r, const ii_image *src, ii_box box, ii_filter filter,
-                    int64_t out_w, int64_t out_h, ii_box view, uint8_t *out, ii_error *err) {
+ii_status ii_resize(ii_resizer *r, const ii_image *src, ii_box box, ii_filter filter, int64_t out_w,
+                    int64_t out_h, ii_box view, uint8_t *out, ii_error *err) {
   II_ASSERT(inside(box, src->w, src->h), "box %lld %lld %lld %lld of %lld x %lld",
             (long long)box.left, (long long)box.top, (long long)box.w, (long long)box.h,
             (long long)src->w, (long long)src->h);

@@ -1,6 +1,7 @@
 /* A picture is: a background gradient with faint stripes, a few distractor lines, the shape with
- * anti-aliased edges (each pixel is the mean of 3 x 3 samples), noise. Shapes are given as functions
- * of local coordinates (u, v), in which the shape about fills the unit disc: true inside. */
+ * anti-aliased edges (each pixel is the mean of 3 x 3 samples), noise. Shapes are given as
+ * functions of local coordinates (u, v), in which the shape about fills the unit disc: true inside.
+ */
 #include "data/sample_draw.h"
 #include <math.h>
 #include <stdbool.h>
@@ -16,7 +17,9 @@
 #define SAMPLES   3 /* per pixel and direction */
 #define MAX_LINES 3
 
-static bool disc(double u, double v) { return u * u + v * v < 0.72; }
+static bool disc(double u, double v) {
+  return u * u + v * v < 0.72;
+}
 
 static bool ring(double u, double v) {
   double r = sqrt(u * u + v * v);
@@ -32,8 +35,12 @@ static bool polygon(double u, double v, int n, double d) {
   return true;
 }
 
-static bool triangle(double u, double v) { return polygon(u, v, 3, 0.5); }
-static bool square(double u, double v) { return fabs(u) < 0.72 && fabs(v) < 0.72; }
+static bool triangle(double u, double v) {
+  return polygon(u, v, 3, 0.5);
+}
+static bool square(double u, double v) {
+  return fabs(u) < 0.72 && fabs(v) < 0.72;
+}
 
 /* Radius that swings linearly between two values n times around. */
 static bool star(double u, double v) {
@@ -82,9 +89,9 @@ static const struct {
   const char *name;
   bool (*inside)(double u, double v);
 } shapes[II_SAMPLE_CLASSES] = {
-    {"disc", disc},       {"ring", ring},     {"triangle", triangle}, {"square", square},
-    {"star", star},       {"cross", cross},   {"stripes", stripes},   {"checker", checker},
-    {"spiral", spiral},   {"gear", gear},     {"crescent", crescent}, {"dots", dots},
+    {"disc", disc},     {"ring", ring},   {"triangle", triangle}, {"square", square},
+    {"star", star},     {"cross", cross}, {"stripes", stripes},   {"checker", checker},
+    {"spiral", spiral}, {"gear", gear},   {"crescent", crescent}, {"dots", dots},
 };
 
 const char *ii_sample_class_name(int64_t i) {
@@ -98,12 +105,12 @@ typedef struct {
 
 /* Everything random about a picture except its noise. Lengths are in picture widths. */
 typedef struct {
-  colour from, to;      /* the background's gradient */
-  double gx, gy;        /* its direction */
-  double wave[3];       /* stripes on the background: cycles along x and y, phase */
+  colour from, to; /* the background's gradient */
+  double gx, gy;   /* its direction */
+  double wave[3];  /* stripes on the background: cycles along x and y, phase */
   double wave_depth;
-  colour ink, ink_to;   /* the shape's gradient */
-  double cx, cy, size;  /* centre and radius of the shape */
+  colour ink, ink_to;  /* the shape's gradient */
+  double cx, cy, size; /* centre and radius of the shape */
   double ca, sa, squash;
   int mirror;
   struct {
@@ -119,14 +126,17 @@ static colour random_colour(ii_rng *r) {
   return c;
 }
 
-static double luma(colour c) { return 0.3 * c.rgb[0] + 0.59 * c.rgb[1] + 0.11 * c.rgb[2]; }
+static double luma(colour c) {
+  return 0.3 * c.rgb[0] + 0.59 * c.rgb[1] + 0.11 * c.rgb[2];
+}
 
 static colour mix(colour a, colour b, double t) {
   for (int i = 0; i < 3; i++) a.rgb[i] += t * (b.rgb[i] - a.rgb[i]);
   return a;
 }
 
-/* A colour that can be told from the whole background; which of them is brighter is left to chance. */
+/* A colour that can be told from the whole background; which of them is brighter is left to chance.
+ */
 static colour random_ink(ii_rng *r, colour a, colour b) {
   colour c = random_colour(r);
   for (int i = 0; i < 200; i++, c = random_colour(r))
@@ -183,11 +193,13 @@ static colour look(const scene *s, bool (*inside)(double, double), double x, dou
   return c;
 }
 
-static uint8_t to_byte(double v) { return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v + 0.5); }
+static uint8_t to_byte(double v) {
+  return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v + 0.5);
+}
 
 void ii_sample_draw(uint64_t seed, int64_t class_index, int64_t index, int64_t size, uint8_t *rgb) {
-  II_ASSERT(class_index >= 0 && class_index < II_SAMPLE_CLASSES && size >= 8, "class %lld size %lld",
-            (long long)class_index, (long long)size);
+  II_ASSERT(class_index >= 0 && class_index < II_SAMPLE_CLASSES && size >= 8,
+            "class %lld size %lld", (long long)class_index, (long long)size);
   ii_rng rng = ii_rng_make(seed, II_RNG_DATA, (uint64_t)class_index, (uint64_t)index);
   scene s = random_scene(&rng);
   double noise = ii_rng_range(&rng, 2, 14);

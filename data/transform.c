@@ -55,8 +55,10 @@ ii_status ii_transformer_new(ii_transformer **transformer, ii_error *err) {
   ii_transformer *t = calloc(1, sizeof *t);
   if (!t) return ii_error_set(err, II_ERR_MEMORY, "no memory for a transform");
   ii_status status = ii_resizer_new(&t->resizer, err);
-  if (status != II_OK) free(t);
-  else *transformer = t;
+  if (status != II_OK)
+    free(t);
+  else
+    *transformer = t;
   return status;
 }
 
@@ -67,7 +69,9 @@ void ii_transformer_free(ii_transformer *t) {
   free(t);
 }
 
-static int64_t at_least_1(int64_t v) { return v < 1 ? 1 : v; }
+static int64_t at_least_1(int64_t v) {
+  return v < 1 ? 1 : v;
+}
 
 ii_box ii_transform_random_box(const ii_transform *t, int64_t w, int64_t h, ii_rng *rng) {
   double area = (double)w * (double)h;
@@ -84,8 +88,10 @@ ii_box ii_transform_random_box(const ii_transform *t, int64_t w, int64_t h, ii_r
   }
   double in_ratio = (double)w / (double)h;
   int64_t bw = w, bh = h;
-  if (in_ratio < t->ratio[0]) bh = at_least_1((int64_t)rint((double)w / t->ratio[0]));
-  else if (in_ratio > t->ratio[1]) bw = at_least_1((int64_t)rint((double)h * t->ratio[1]));
+  if (in_ratio < t->ratio[0])
+    bh = at_least_1((int64_t)rint((double)w / t->ratio[0]));
+  else if (in_ratio > t->ratio[1])
+    bw = at_least_1((int64_t)rint((double)h * t->ratio[1]));
   return (ii_box){(h - bh) / 2, (w - bw) / 2, bh, bw};
 }
 
@@ -132,7 +138,9 @@ static ii_status train_pixels(ii_transformer *tr, const ii_transform *t, const i
 }
 
 /* Where torchvision's CenterCrop begins: Python's round of half the difference (ties to even). */
-static int64_t centre(int64_t n, int64_t size) { return (int64_t)rint((double)(n - size) / 2.0); }
+static int64_t centre(int64_t n, int64_t size) {
+  return (int64_t)rint((double)(n - size) / 2.0);
+}
 
 static ii_status eval_pixels(ii_transformer *tr, const ii_transform *t, const ii_image *img,
                              ii_error *err) {

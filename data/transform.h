@@ -8,9 +8,9 @@
 #include "data/resize.h"
 
 typedef struct {
-  int64_t size;     /* the result is size x size pixels */
-  bool train;       /* the train transform; otherwise the evaluation transform */
-  ii_filter filter; /* of every resize */
+  int64_t size;           /* the result is size x size pixels */
+  bool train;             /* the train transform; otherwise the evaluation transform */
+  ii_filter filter;       /* of every resize */
   double mean[3], std[3]; /* of RGB in [0, 1] */
 
   /* train only */

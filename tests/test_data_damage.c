@@ -17,10 +17,10 @@
 
 /* Small files of every kind. */
 static const char *const files[] = {
-    "made_420_odd.JPEG",     "made_progressive.JPEG",  "made_gray_odd.JPEG",
-    "made_cmyk.JPEG",        "made_q5.JPEG",           "made_422_odd.JPEG",
-    "png_rgb8.png",          "png_palette8_alpha.png", "png_rgb8_interlaced.png",
-    "png_greya16.png",       "png_grey1.png",          "noise_b.png",
+    "made_420_odd.JPEG", "made_progressive.JPEG",  "made_gray_odd.JPEG",
+    "made_cmyk.JPEG",    "made_q5.JPEG",           "made_422_odd.JPEG",
+    "png_rgb8.png",      "png_palette8_alpha.png", "png_rgb8_interlaced.png",
+    "png_greya16.png",   "png_grey1.png",          "noise_b.png",
 };
 #define FILES ((int)(sizeof files / sizeof *files))
 #define EACH  60
@@ -77,8 +77,8 @@ static void test_damaged_images(void **state) {
       int64_t size;
       uint8_t *bytes = damaged(&file, &rng, &size);
       /* a damaged header may promise gigabytes: keep the test small */
-      ii_decode_options o = {.apply_orientation = true, .allow_truncated = k % 3 == 0,
-                             .max_pixels = 1000000};
+      ii_decode_options o = {
+          .apply_orientation = true, .allow_truncated = k % 3 == 0, .max_pixels = 1000000};
       ii_error_clear(&err);
       ii_status status = ii_image_decode(d, bytes, size, &o, &img, &err);
       if (status == II_OK) {
@@ -95,8 +95,8 @@ static void test_damaged_images(void **state) {
     }
     /* the decoder is none the worse for it */
     ii_error_clear(&err);
-    assert_int_equal(
-        ii_image_decode(d, file.data, file.size, &(ii_decode_options){0}, &img, &err), II_OK);
+    assert_int_equal(ii_image_decode(d, file.data, file.size, &(ii_decode_options){0}, &img, &err),
+                     II_OK);
   }
   assert_true(good > 50 && bad > 200);
   ii_decoder_free(d);

@@ -71,8 +71,9 @@ static int check_exif(const char *line) {
   int w, h, o;
   unsigned long crc;
   if (sscanf(line, "exif %d %255s %d %d %lu", &o, name, &w, &h, &crc) != 5) return 0;
-  uint8_t app1[] = {0xff, 0xe1, 0,    34, 'E', 'x', 'i', 'f', 0, 0, 'M', 'M', 0, 42, 0, 0, 0, 8,
-                    0,    1,    0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, (uint8_t)o, 0, 0, 0, 0, 0, 0};
+  uint8_t app1[] = {0xff, 0xe1, 0, 34, 'E', 'x',        'i', 'f', 0,    0,    'M', 'M',
+                    0,    42,   0, 0,  0,   8,          0,   1,   0x01, 0x12, 0,   3,
+                    0,    0,    0, 1,  0,   (uint8_t)o, 0,   0,   0,    0,    0,   0};
   ii_bytes file = {0};
   ii_image img = {0};
   read_file(name, &file);
@@ -154,10 +155,18 @@ static void run(int (*check)(const char *line), int at_least) {
   assert_true(n >= at_least);
 }
 
-static void test_decode(void **state) { run(check_decode, 30); }
-static void test_exif(void **state) { run(check_exif, 8); }
-static void test_resize(void **state) { run(check_resize, 24); }
-static void test_eval(void **state) { run(check_eval, 20); }
+static void test_decode(void **state) {
+  run(check_decode, 30);
+}
+static void test_exif(void **state) {
+  run(check_exif, 8);
+}
+static void test_resize(void **state) {
+  run(check_resize, 24);
+}
+static void test_eval(void **state) {
+  run(check_eval, 20);
+}
 
 /* Every 8th row and column of torchvision's float tensor [3, 28, 28]. */
 static void test_normalised(void **state) {
@@ -175,8 +184,7 @@ static void test_normalised(void **state) {
   assert_int_equal(ii_transform_apply(tr, &t, &img, NULL, out, &err), II_OK);
   for (int c = 0; c < 3; c++)
     for (int y = 0; y < 28; y++)
-      for (int x = 0; x < 28; x++)
-        assert_true(out[(y * 8 * 224 + x * 8) * 3 + c] == want[c][y][x]);
+      for (int x = 0; x < 28; x++) assert_true(out[(y * 8 * 224 + x * 8) * 3 + c] == want[c][y][x]);
   ii_transformer_free(tr);
   ii_image_free(&img);
   ii_bytes_free(&file);
@@ -184,8 +192,9 @@ static void test_normalised(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_decode), cmocka_unit_test(test_exif),       cmocka_unit_test(test_resize),
-      cmocka_unit_test(test_eval),   cmocka_unit_test(test_normalised),
+      cmocka_unit_test(test_decode),     cmocka_unit_test(test_exif),
+      cmocka_unit_test(test_resize),     cmocka_unit_test(test_eval),
+      cmocka_unit_test(test_normalised),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -106,7 +106,8 @@ static void compute(const ii_loader_config *c, int64_t epoch, int64_t sample, fl
   ii_transformer_free(t);
 }
 
-static void check_batch(const ii_loader_config *c, const ii_batch *b, int64_t epoch, int64_t index) {
+static void check_batch(const ii_loader_config *c, const ii_batch *b, int64_t epoch,
+                        int64_t index) {
   int64_t order[TOTAL];
   float want[PIXELS];
   ii_rng rng = ii_rng_make(c->seed, II_RNG_SHUFFLE, (uint64_t)epoch, 0);
@@ -221,8 +222,10 @@ static void damage(int c, int from, int n, bool mend) {
   char path[512];
   for (int i = from; i < from + n; i++) {
     snprintf(path, sizeof path, "%s/%c/%d.jpg", root, 'a' + c, i);
-    if (mend) draw(path, c, i);
-    else write_text(path, "this is no picture");
+    if (mend)
+      draw(path, c, i);
+    else
+      write_text(path, "this is no picture");
   }
 }
 
@@ -347,10 +350,14 @@ static void test_settings(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_stream_is_the_rule),     cmocka_unit_test(test_entry_anywhere),
-      cmocka_unit_test(test_ranks),                  cmocka_unit_test(test_eval_counts_once),
-      cmocka_unit_test(test_bad_file_is_replaced),   cmocka_unit_test(test_bad_file_in_evaluation),
-      cmocka_unit_test(test_fifty_in_a_row),         cmocka_unit_test(test_shutdown_while_prefetching),
+      cmocka_unit_test(test_stream_is_the_rule),
+      cmocka_unit_test(test_entry_anywhere),
+      cmocka_unit_test(test_ranks),
+      cmocka_unit_test(test_eval_counts_once),
+      cmocka_unit_test(test_bad_file_is_replaced),
+      cmocka_unit_test(test_bad_file_in_evaluation),
+      cmocka_unit_test(test_fifty_in_a_row),
+      cmocka_unit_test(test_shutdown_while_prefetching),
       cmocka_unit_test(test_settings),
   };
   return cmocka_run_group_tests(tests, setup, teardown);

@@ -54,7 +54,7 @@ static void test_folder(void **state) {
   ii_error err = {0};
   char path[II_PATH_MAX], name[256], want[512];
   const char *first;
-  const char *files[] = {"Zebra/b.JPEG", "Zebra/a.jpg",   "apple/x.png",  "apple/10.jpg",
+  const char *files[] = {"Zebra/b.JPEG", "Zebra/a.jpg",    "apple/x.png",       "apple/10.jpg",
                          "apple/9.jpg",  "apple/note.txt", "apple/.hidden.jpg", "Zebra/no_ending"};
   folder("t"), folder("t/apple"), folder("t/Zebra"), folder("t/apple/more.jpg");
   put("t/readme.md", "");
@@ -148,9 +148,9 @@ static void test_list_meta(void **state) {
   ii_error err = {0};
   float m[II_META_VALUES];
   /* month 3 is a quarter turn; 30 N 60 E; then missing and zero values */
-  assert_int_equal(open_list("a 0 3 30 60\nb 0 - 10 -\nc 0 12 0 50\nd\t1\tnan\t-90\t-180\n", 0, &d,
-                             &err),
-                   II_OK);
+  assert_int_equal(
+      open_list("a 0 3 30 60\nb 0 - 10 -\nc 0 12 0 50\nd\t1\tnan\t-90\t-180\n", 0, &d, &err),
+      II_OK);
   assert_true(ii_dataset_has_meta(d));
   const double s3 = sqrt(3.0);
   const double want[4][7] = {{1, 0, 0, 0, s3 / 4, 0.75, 0.5},
@@ -197,8 +197,8 @@ static void test_list_errors(void **state) {
   assert_int_equal(ii_dataset_open_list(root, "", 0, &d, &err), II_ERR_IO); /* a folder */
 }
 
-/* Pictures are a function of their arguments, differ from each other, and the mean colour of a class
- * says little about it. */
+/* Pictures are a function of their arguments, differ from each other, and the mean colour of a
+ * class says little about it. */
 static void test_sample_pictures(void **state) {
   enum { N = 40, S = 12 };
   static uint8_t a[S * S * 3], b[S * S * 3];
@@ -239,8 +239,8 @@ static void test_write_jpeg(void **state) {
   assert_int_equal(ii_image_write_jpeg(path, rgb, S, S, 95, &err), II_OK);
   assert_int_equal(ii_bytes_read(&file, path, &err), II_OK);
   assert_int_equal(ii_decoder_new(&d, &err), II_OK);
-  assert_int_equal(
-      ii_image_decode(d, file.data, file.size, &(ii_decode_options){0}, &img, &err), II_OK);
+  assert_int_equal(ii_image_decode(d, file.data, file.size, &(ii_decode_options){0}, &img, &err),
+                   II_OK);
   assert_true(img.w == S && img.h == S);
   for (int i = 0; i < S * S * 3; i++) error += fabs((double)img.data[i] - rgb[i]) / (S * S * 3);
   assert_true(error < 2);
@@ -252,8 +252,8 @@ static void test_write_jpeg(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_folder),     cmocka_unit_test(test_folder_errors),
-      cmocka_unit_test(test_list),       cmocka_unit_test(test_list_meta),
+      cmocka_unit_test(test_folder),      cmocka_unit_test(test_folder_errors),
+      cmocka_unit_test(test_list),        cmocka_unit_test(test_list_meta),
       cmocka_unit_test(test_list_errors), cmocka_unit_test(test_sample_pictures),
       cmocka_unit_test(test_write_jpeg),
   };

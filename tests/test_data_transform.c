@@ -16,11 +16,17 @@ typedef struct {
 } reference;
 
 static const reference references[] = {
-    {500, 375, {52.7005, 109.115, 268.985, 280.411},
+    {500,
+     375,
+     {52.7005, 109.115, 268.985, 280.411},
      {{13, 44, 213, 213}, {36, 95, 276, 278}, {79, 160, 330, 344}}},
-    {150, 600, {228.924, 13.281, 135.054, 123.775},
+    {150,
+     600,
+     {228.924, 13.281, 135.054, 123.775},
      {{132, 2, 107, 107}, {200, 8, 129, 126}, {333, 21, 159, 143}}},
-    {64, 64, {10.5785, 10.4895, 43.146, 43.149},
+    {64,
+     64,
+     {10.5785, 10.4895, 43.146, 43.149},
      {{3, 3, 34, 33}, {8, 8, 44, 44}, {16, 16, 53, 53}}},
 };
 
@@ -86,7 +92,8 @@ static void position_image(ii_image *img, int64_t w, int64_t h) {
     }
 }
 
-/* Size-32 rule: windows of the image with 4 black pixels around it, or more where it is too small. */
+/* Size-32 rule: windows of the image with 4 black pixels around it, or more where it is too small.
+ */
 static void check_small(int64_t w, int64_t h, int64_t starts_x, int64_t starts_y) {
   ii_transform t = ii_transform_default(32, true);
   ii_transformer *tr = NULL;
@@ -189,8 +196,10 @@ static void test_extreme_shapes(void **state) {
       assert_int_equal(ii_image_reserve(&img, shape[i][0], shape[i][1], &err), II_OK);
       memset(img.data, 100, (size_t)(img.w * img.h * 3));
       ii_status status = ii_transform_apply(tr, &t, &img, &rng, out, &err);
-      if (status == II_OK) assert_true(out[0] == (100 / 255.0f - 0.485f) / 0.229f);
-      else assert_true(status == II_ERR_FORMAT && i >= 3 && !train);
+      if (status == II_OK)
+        assert_true(out[0] == (100 / 255.0f - 0.485f) / 0.229f);
+      else
+        assert_true(status == II_ERR_FORMAT && i >= 3 && !train);
     }
   ii_transformer_free(tr);
   ii_image_free(&img);
