@@ -58,7 +58,7 @@ static const char *type_text(const config_setting_t *s) {
 
 static ii_status wrong_type(const ii_option *o, const config_setting_t *s, place at,
                             ii_error *err) {
-  char wanted[96];
+  char wanted[128];
   ii_config_kind_text(o, wanted, sizeof wanted);
   return fail(err, II_ERR_ARG, at, "%s.%s is %s; it must be: %s", o->section, o->name, type_text(s),
               wanted);
@@ -135,7 +135,7 @@ static ii_status read_list(const ii_option *o, const config_setting_t *s, place 
   if (type != CONFIG_TYPE_ARRAY && type != CONFIG_TYPE_LIST) return wrong_type(o, s, at, err);
   int64_t count = config_setting_length(s);
   if (count < o->nmin || count > o->nmax) {
-    char wanted[96];
+    char wanted[128];
     ii_config_kind_text(o, wanted, sizeof wanted);
     return fail(err, II_ERR_ARG, at, "%s.%s has %d elements; it must be: %s", o->section, o->name,
                 (int)count, wanted);
@@ -473,7 +473,7 @@ static ii_status set_parsed(ii_config *cfg, const ii_option *o, const char *valu
   sprintf(text, list ? "v = (%.*s);" : "v = %.*s;", (int)n, value);
   config_t tree;
   config_init(&tree);
-  char wanted[96];
+  char wanted[128];
   ii_config_kind_text(o, wanted, sizeof wanted);
   ii_status status = parse(&tree, text, at.source, NULL);
   const config_setting_t *root = config_root_setting(&tree);

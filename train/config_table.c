@@ -350,7 +350,7 @@ static void default_text(const ii_option *o, char *text, size_t size) {
 }
 
 void ii_config_help(FILE *to) {
-  char kind[96], def[96];
+  char kind[128], def[96];
   for (int s = 0; s < SECTIONS; s++) {
     fprintf(to, "\n%s: %s\n", sections[s].name, sections[s].help);
     for (int64_t i = 0; i < ii_config_option_count; i++) {
@@ -379,7 +379,7 @@ void ii_config_markdown(FILE *to) {
               "e.g. `--set train.epochs=30 --set model.depths=1,1,2,1`.\n"
               "A whole number is accepted where a number is wanted. Unknown keys, wrong types, "
               "values out of range\nand keys given twice are refused with file and line.\n");
-  char kind[96], def[96];
+  char kind[128], def[96];
   for (int s = 0; s < SECTIONS; s++) {
     fprintf(to, "\n## %s\n\n%s\n\n| key | default | values | meaning |\n|---|---|---|---|\n",
             sections[s].name, sections[s].help);
