@@ -5,15 +5,17 @@
 
 typedef enum { CONV_FWD = 2, CONV_BWD_DATA, CONV_BWD_WEIGHTS } conv_kind; /* 1 is the gemm's key */
 
-/* Descriptors of one convolution: x, y, b fixed, w as stored (w_plain) and as the library likes it.
- */
+/* Descriptors of one convolution: images x and y, bias b, weights in the library's layout (w) and
+ * as stored (w_plain); x and w also in the activations' type (hints), since a gradient may have
+ * another. */
 typedef struct {
-  dnn_md x, y, b, w, w_hint, w_plain;
+  dnn_md x, x_hint, y, b, w, w_hint, w_plain;
   dnn_conv conv;
 } conv_mds;
 
 static void mds_free(conv_mds *m) {
   md_free(&m->x);
+  md_free(&m->x_hint);
   md_free(&m->y);
   md_free(&m->b);
   md_free(&m->w);
@@ -26,12 +28,24 @@ static dnnl_status_t image_md(dnn_md *md, int64_t n, int64_t h, int64_t w, int64
   return dnn_md_strided(md, 4, dims, t, strides);
 }
 
+/* Whether the weights are read, so that they are reordered before the operation and not after. */
+static bool to_library(conv_kind kind) {
+  return kind != CONV_BWD_WEIGHTS;
+}
+
+/* Whether the gradient that is asked for is to be added to what is there. */
+static bool sums(conv_kind kind, const ii_conv2d_args *a) {
+  return (kind == CONV_BWD_DATA && a->acc_gx) || (kind == CONV_BWD_WEIGHTS && a->acc_gw);
+}
+
 static dnnl_status_t mds_init(conv_mds *m, conv_kind kind, const ii_conv2d_args *a) {
   ii_dtype t = a->x_dtype, tw = kind == CONV_BWD_WEIGHTS ? II_F32 : t;
+  ii_dtype tx = sums(kind, a) && kind == CONV_BWD_DATA ? II_F32 : t;
   int64_t wd[4] = {a->O, a->C, a->kh, a->kw};
   int64_t ws[4] = {a->C * a->kh * a->kw, (int64_t)a->kh * a->kw, a->kw, 1};
   int64_t one = 1;
-  dnnl_status_t s = image_md(&m->x, a->N, a->H, a->W, a->C, t);
+  dnnl_status_t s = image_md(&m->x, a->N, a->H, a->W, a->C, tx);
+  if (s == dnnl_success) s = image_md(&m->x_hint, a->N, a->H, a->W, a->C, t);
   if (s == dnnl_success) s = image_md(&m->y, a->N, a->Ho, a->Wo, a->O, t);
   if (s == dnnl_success) s = dnn_md_strided(&m->b, 1, &a->O, II_F32, &one);
   if (s == dnnl_success) s = dnn_md_any(&m->w, 4, wd, tw);
@@ -55,6 +69,7 @@ static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, conv_kind kind, const co
   if (s == dnnl_success && kind == CONV_FWD) s = dnn_conv_fwd_pd(pd, engine, &m->conv, attr);
   if (s == dnnl_success && kind != CONV_FWD) {
     dnn_conv forward = m->conv;
+    forward.x = md_ref(&m->x_hint);
     forward.w = md_ref(&m->w_hint);
     s = dnn_conv_fwd_pd(&hint, engine, &forward, attr);
     if (s == dnnl_success && kind == CONV_BWD_DATA)
@@ -96,9 +111,9 @@ static dnnl_status_t conv_finish(dnn_entry *e, conv_kind kind, const conv_mds *m
       {DNNL_ARG_SRC, DNNL_ARG_DIFF_WEIGHTS, DNNL_ARG_DIFF_DST},
   };
   const int *name = arg[kind - CONV_FWD];
-  bool to_library = kind != CONV_BWD_WEIGHTS;
+  bool forth = to_library(kind);
   dnn_md_ref w = dnnl_primitive_desc_query_md(
-      pd, to_library ? dnnl_query_weights_md : dnnl_query_diff_weights_md, 0);
+      pd, forth ? dnnl_query_weights_md : dnnl_query_diff_weights_md, 0);
   if (!w) return dnnl_runtime_error;
   dnnl_status_t s = dnn_op_create(&e->main, pd, engine);
   if (s == dnnl_success) s = dnn_op_add(&e->main, name[0], md_ref(&m->x), engine);
@@ -108,11 +123,36 @@ static dnnl_status_t conv_finish(dnn_entry *e, conv_kind kind, const conv_mds *m
   if (s != dnnl_success || (!sum && dnnl_memory_desc_equal(w, md_ref(&m->w_plain)))) return s;
   e->reordered = (dnnl_memory_desc_get_size(w) + 63) / 64 * 64;
   dnn_md_ref plain = md_ref(&m->w_plain);
-  return reorder_create(&e->reorder, to_library ? plain : w, to_library ? w : plain, sum, engine);
+  return reorder_create(&e->reorder, forth ? plain : w, forth ? w : plain, sum, engine);
+}
+
+/* Whether some tap along one dimension meets only padding, as on images smaller than the kernel. */
+static bool has_idle_tap(int64_t size, int64_t out, int kernel, const ii_conv2d_args *a) {
+  for (int i = 0; i < kernel; i++) {
+    bool meets = false;
+    for (int64_t o = 0; o < out && !meets; o++) {
+      int64_t at = o * a->stride - a->pad + i;
+      meets = at >= 0 && at < size;
+    }
+    if (!meets) return true;
+  }
+  return false;
+}
+
+/* bf16 goes through fp32 where the library has nothing but its reference code, and for the weights'
+ * gradient with idle taps: oneDNN 2.6 leaves uninitialised values in theirs on processors with AMX.
+ */
+static bool is_refused(conv_kind kind, const ii_conv2d_args *a, dnnl_status_t s,
+                       dnnl_primitive_desc_t pd) {
+  if (a->x_dtype != II_BF16) return false;
+  if (kind == CONV_BWD_WEIGHTS &&
+      (has_idle_tap(a->H, a->Ho, a->kh, a) || has_idle_tap(a->W, a->Wo, a->kw, a)))
+    return true;
+  return s == dnnl_unimplemented || (s == dnnl_success && dnn_is_reference(pd));
 }
 
 static dnn_entry *conv_entry(ii_kctx *k, conv_kind kind, const ii_conv2d_args *a) {
-  bool sum = kind == CONV_BWD_WEIGHTS && a->acc_gw;
+  bool sum = sums(kind, a);
   int64_t key[DNN_KEY_WORDS] = {
       kind,  k->threads, a->x_dtype, a->N,  a->H,      a->W,   a->C, a->O,
       a->Ho, a->Wo,      a->kh,      a->kw, a->stride, a->pad, sum,  kind == CONV_FWD && a->b};
@@ -125,11 +165,11 @@ static dnn_entry *conv_entry(ii_kctx *k, conv_kind kind, const ii_conv2d_args *a
   dnnl_status_t s = mds_init(&m, kind, a);
   if (s == dnnl_success) {
     s = conv_pd(&pd, kind, &m, engine);
-    bool half = a->x_dtype == II_BF16;
-    e->refused = half && (s == dnnl_unimplemented || (s == dnnl_success && dnn_is_reference(pd)));
+    e->refused = is_refused(kind, a, s, pd);
     if (e->refused) s = dnnl_success;
   }
-  if (s == dnnl_success && !e->refused) s = conv_finish(e, kind, &m, sum, pd, engine);
+  if (s == dnnl_success && !e->refused)
+    s = conv_finish(e, kind, &m, sum && !to_library(kind), pd, engine);
   if (pd) dnnl_primitive_desc_destroy(pd);
   mds_free(&m);
   if (s == dnnl_success) return e;
@@ -148,9 +188,9 @@ static int conv_run(ii_kctx *k, conv_kind kind, const dnn_entry *e, const void *
   void *pad = memory + e->reordered;
   void *before[] = {w, own}, *after[] = {own, w};
   void *args[] = {(void *)x, own, (void *)y, (void *)b};
-  if (e->reordered && kind != CONV_BWD_WEIGHTS && dnn_run(k, &e->reorder, before, pad)) return 1;
+  if (e->reordered && to_library(kind) && dnn_run(k, &e->reorder, before, pad)) return 1;
   if (dnn_run(k, &e->main, args, pad)) return 1;
-  if (e->reordered && kind == CONV_BWD_WEIGHTS) return dnn_run(k, &e->reorder, after, pad);
+  if (e->reordered && !to_library(kind)) return dnn_run(k, &e->reorder, after, pad);
   return 0;
 }
 
@@ -185,17 +225,18 @@ int ii_onednn_conv2d_fwd(ii_kctx *k, const ii_conv2d_args *a) {
   return 0;
 }
 
-/* The library's backward has no sum, so accumulation goes through a buffer and an addition. */
+/* The library's backward has no sum, so accumulation goes through a buffer of fp32 (bf16 would
+ * round twice) and an addition. */
 int ii_onednn_conv2d_bwd_data(ii_kctx *k, const ii_conv2d_args *a) {
   dnn_entry *e = conv_entry(k, CONV_BWD_DATA, a);
   if (!e) return 1;
+  if (!e->refused && !a->acc_gx)
+    return conv_run(k, CONV_BWD_DATA, e, a->gx, (void *)a->w, a->gy, NULL);
   ii_conv2d_args f = *a;
-  f.acc_gx = false;
-  if (e->refused || a->acc_gx) {
-    f.gx = ii_cpu_scratch(k, II_SLOT_RESULT, (size_t)x_count(a) * sizeof(float));
-    if (!f.gx) return 1;
-  }
+  f.gx = ii_cpu_scratch(k, II_SLOT_RESULT, (size_t)x_count(a) * sizeof(float));
+  if (!f.gx) return 1;
   if (e->refused) {
+    f.acc_gx = false;
     f.x_dtype = II_F32;
     f.gy = to_f32(k, II_SLOT_CONVERT_A, y_count(a), a->gy);
     f.w = to_f32(k, II_SLOT_CONVERT_B, w_count(a), a->w);
@@ -203,7 +244,7 @@ int ii_onednn_conv2d_bwd_data(ii_kctx *k, const ii_conv2d_args *a) {
   } else if (conv_run(k, CONV_BWD_DATA, e, f.gx, (void *)f.w, f.gy, NULL)) {
     return 1;
   }
-  if (f.gx != a->gx) ii_cpu_convert(k, x_count(a), f.x_dtype, f.gx, a->x_dtype, a->gx, a->acc_gx);
+  ii_cpu_convert(k, x_count(a), II_F32, f.gx, a->x_dtype, a->gx, a->acc_gx);
   return 0;
 }
 
