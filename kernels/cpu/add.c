@@ -9,7 +9,7 @@ int II_FN(add_fwd)(ii_kctx *k, const ii_add_args *a) {
     const real *x = ii_row_in(a->x_dtype, a->a, i, n, ab);
     const real *y = ii_row_in(a->x_dtype, a->b, i, n, bb);
     real *c = ii_row_target(a->x_dtype, a->c, i, cb);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t j = 0; j < n; j++) c[j] = x[j] + y[j];
     ii_row_out(a->x_dtype, a->c, i, n, c);
   }

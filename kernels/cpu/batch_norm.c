@@ -10,7 +10,7 @@ static void add_values(const void *args, int64_t first, int64_t last, real *rest
   const ii_batch_norm_args *a = args;
   for (int64_t r = first; r < last; r++) {
     const real *x = ii_row_in(a->x_dtype, a->x, r * a->C, a->C, buffer);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t c = 0; c < a->C; c++) acc[c] += x[c];
   }
 }
@@ -21,7 +21,7 @@ static void add_squares(const void *args, int64_t first, int64_t last, real *res
   const real *mean = a->mean;
   for (int64_t r = first; r < last; r++) {
     const real *x = ii_row_in(a->x_dtype, a->x, r * a->C, a->C, buffer);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t c = 0; c < a->C; c++) acc[c] += (x[c] - mean[c]) * (x[c] - mean[c]);
   }
 }
@@ -58,7 +58,7 @@ static void running_statistics(const ii_batch_norm_args *a) {
 
 static void normalise(const ii_batch_norm_args *a, const real *restrict x, real *restrict y) {
   const real *mean = a->mean, *rstd = a->rstd, *gamma = a->gamma, *beta = a->beta;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t c = 0; c < a->C; c++) y[c] = (x[c] - mean[c]) * rstd[c] * gamma[c] + beta[c];
 }
 
@@ -97,7 +97,7 @@ static void add_gradients(const void *args, int64_t first, int64_t last, real *r
   for (int64_t r = first; r < last; r++) {
     const real *x = ii_row_in(a->x_dtype, a->x, r * C, C, buffers);
     const real *g = ii_row_in(a->y_dtype, a->gy, r * C, C, buffers + ii_buffer_length(C));
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t c = 0; c < C; c++) {
       acc[c] += g[c] * ((x[c] - mean[c]) * rstd[c]);
       acc[C + c] += g[c];
@@ -110,7 +110,7 @@ static void input_gradient_training(const ii_batch_norm_args *a, const real *res
                                     real *restrict gx) {
   const real *mean = a->mean, *rstd = a->rstd, *gamma = a->gamma;
   const int64_t C = a->C;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t c = 0; c < C; c++) {
     real h = (x[c] - mean[c]) * rstd[c];
     gx[c] = gamma[c] * rstd[c] * (g[c] - means[C + c] - h * means[c]);
@@ -120,7 +120,7 @@ static void input_gradient_training(const ii_batch_norm_args *a, const real *res
 static void input_gradient_eval(const ii_batch_norm_args *a, const real *restrict g,
                                 real *restrict gx) {
   const real *rstd = a->rstd, *gamma = a->gamma;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t c = 0; c < a->C; c++) gx[c] = gamma[c] * rstd[c] * g[c];
 }
 

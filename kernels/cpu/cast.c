@@ -10,11 +10,11 @@ static const real *load(ii_dtype t, const void *p, int64_t i, int64_t n, real *r
   if (t == II_REAL_DTYPE || t == II_BF16) return ii_row_in(t, p, i, n, buf);
   if (t == II_F32) {
     const float *restrict x = (const float *)p + i;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t j = 0; j < n; j++) buf[j] = (real)x[j];
   } else {
     const double *restrict x = (const double *)p + i;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t j = 0; j < n; j++) buf[j] = (real)x[j];
   }
   return buf;
@@ -25,11 +25,11 @@ static void store(ii_dtype t, void *p, int64_t i, int64_t n, const real *restric
     ii_row_out(t, p, i, n, v);
   } else if (t == II_F32) {
     float *restrict y = (float *)p + i;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t j = 0; j < n; j++) y[j] = (float)v[j];
   } else {
     double *restrict y = (double *)p + i;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t j = 0; j < n; j++) y[j] = (double)v[j];
   }
 }
@@ -45,7 +45,7 @@ int II_FN(cast)(ii_kctx *k, const ii_cast_args *a) {
     const real *x = load(a->x_dtype, a->x, i, n, xb);
     if (a->accumulate) {
       const real *y = load(a->y_dtype, a->y, i, n, yb);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
       for (int64_t j = 0; j < n; j++) yb[j] = y[j] + x[j];
       x = yb;
     }

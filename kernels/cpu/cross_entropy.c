@@ -6,7 +6,7 @@
 static double log_sum_exp(const real *restrict x, real *restrict buf, int64_t n) {
   real m = x[0];
   for (int64_t j = 1; j < n; j++) m = x[j] > m ? x[j] : m;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) buf[j] = ii_exp(x[j] - m);
   return (double)m + log(ii_row_sum(buf, n));
 }
@@ -14,14 +14,14 @@ static double log_sum_exp(const real *restrict x, real *restrict buf, int64_t n)
 static double soft_row(const ii_ce_args *a, int64_t r, const real *x, double lse) {
   const real *t = (const real *)a->targets + r * a->C;
   double loss = 0;
-#pragma omp simd reduction(+ : loss)
+#pragma omp simd simdlen(II_LANES) reduction(+ : loss)
   for (int64_t c = 0; c < a->C; c++) loss += (double)t[c] * (lse - (double)x[c]);
   return loss;
 }
 
 static double smooth_row(const ii_ce_args *a, int64_t r, const real *x, double lse) {
   double sum = 0;
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd simdlen(II_LANES) reduction(+ : sum)
   for (int64_t c = 0; c < a->C; c++) sum += lse - (double)x[c];
   return (1.0 - a->smoothing) * (lse - (double)x[a->labels[r]]) + a->smoothing * sum / (double)a->C;
 }
@@ -70,10 +70,10 @@ int II_FN(smooth_ce_fwd)(ii_kctx *k, const ii_ce_args *a) {
 static void row_gradient(const real *restrict x, const real *restrict t, real rest, real lse,
                          real total, real s, real *restrict gx, int64_t C) {
   if (t) {
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t c = 0; c < C; c++) gx[c] = s * (ii_exp(x[c] - lse) * total - t[c]);
   } else {
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t c = 0; c < C; c++) gx[c] = s * (ii_exp(x[c] - lse) * total - rest);
   }
 }

@@ -54,11 +54,12 @@ II_FAST real sigmoid_slope(real y) {
 
 #define ELTWISE(name, value, slope, saved)                                                         \
   static void name##_chunk(const real *restrict x, real *restrict y, int64_t n) {                  \
-    _Pragma("omp simd") for (int64_t i = 0; i < n; i++) y[i] = value(x[i]);                        \
+    _Pragma("omp simd simdlen(II_LANES)") for (int64_t i = 0; i < n; i++) y[i] = value(x[i]);      \
   }                                                                                                \
   static void name##_slope_chunk(const real *restrict s, const real *restrict gy,                  \
                                  real *restrict gx, int64_t n) {                                   \
-    _Pragma("omp simd") for (int64_t i = 0; i < n; i++) gx[i] = slope(s[i]) * gy[i];               \
+    _Pragma("omp simd simdlen(II_LANES)") for (int64_t i = 0; i < n; i++) gx[i] =                  \
+        slope(s[i]) * gy[i];                                                                       \
   }                                                                                                \
   int II_FN(name##_fwd)(ii_kctx * k, const ii_eltwise_args *a) {                                   \
     return run_fwd(k, a, name##_chunk);                                                            \

@@ -6,7 +6,7 @@
 II_FAST void mix(const real *restrict a, const real *restrict v, const real *restrict s,
                  real *restrict y, int64_t items, int64_t D) {
   for (int64_t i = 0; i < items; i++)
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t d = 0; d < D; d++)
       y[i * D + d] = a[i * D + d] * (R(1.0) - s[i]) + v[i * D + d] * s[i];
 }
@@ -16,7 +16,7 @@ II_FAST void scale(const real *restrict gy, const real *restrict s, bool rest, r
                    int64_t items, int64_t D) {
   for (int64_t i = 0; i < items; i++) {
     const real f = rest ? R(1.0) - s[i] : s[i];
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t d = 0; d < D; d++) gx[i * D + d] = gy[i * D + d] * f;
   }
 }
@@ -25,7 +25,7 @@ II_FAST void scale_gradient(const real *restrict a, const real *restrict v, cons
                             real *restrict gs, int64_t items, int64_t D) {
   for (int64_t i = 0; i < items; i++) {
     real sum = 0;
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd simdlen(II_LANES) reduction(+ : sum)
     for (int64_t d = 0; d < D; d++) sum += gy[i * D + d] * (v[i * D + d] - a[i * D + d]);
     gs[i] = sum;
   }

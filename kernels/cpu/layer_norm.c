@@ -14,60 +14,72 @@ static double squares_about(const real *x, int64_t n, real mean) {
   for (int64_t i = 0; i < n; i += PIECE) {
     int64_t end = ii_min(n, i + PIECE);
     real s = 0;
-#pragma omp simd reduction(+ : s)
+#pragma omp simd simdlen(II_LANES) reduction(+ : s)
     for (int64_t j = i; j < end; j++) s += (x[j] - mean) * (x[j] - mean);
     total += s;
   }
   return total;
 }
 
+/* z = h * gamma + beta of one row. */
 static void normalise(const real *restrict x, const real *restrict gamma, const real *restrict beta,
-                      real *restrict y, int64_t n, real mean, real rstd, ii_act act) {
-  if (act == II_ACT_GELU) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) y[j] = ii_gelu((x[j] - mean) * rstd * gamma[j] + beta[j]);
-  } else {
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) y[j] = (x[j] - mean) * rstd * gamma[j] + beta[j];
+                      real *restrict z, int64_t n, real mean, real rstd) {
+#pragma omp simd simdlen(II_LANES)
+  for (int64_t j = 0; j < n; j++) z[j] = (x[j] - mean) * rstd * gamma[j] + beta[j];
+}
+
+/* y of some rows that lie one behind the other, first the row numbered r. */
+static void forward_rows(const ii_layer_norm_args *a, int64_t r, int64_t rows, const real *x,
+                         real *y) {
+  const int64_t C = a->C;
+  for (int64_t i = 0; i < rows; i++) {
+    const real *row = x + i * C;
+    real mean = (real)(ii_row_sum(row, C) / (double)C);
+    real rstd = (real)(1.0 / sqrt(squares_about(row, C, mean) / (double)C + a->eps));
+    ((real *)a->mean)[r + i] = mean;
+    ((real *)a->rstd)[r + i] = rstd;
+    normalise(row, a->gamma, a->beta, y + i * C, C, mean, rstd);
   }
+  if (a->act != II_ACT_GELU) return;
+#pragma omp simd simdlen(II_LANES)
+  for (int64_t j = 0; j < rows * C; j++) y[j] = ii_gelu(y[j]);
 }
 
 int II_FN(layer_norm_fwd)(ii_kctx *k, const ii_layer_norm_args *a) {
-  const int64_t C = a->C, length = ii_buffer_length(C);
-  real *buffers = ii_thread_buffers(k, C, 2);
+  const int64_t C = a->C;
+  if (a->rows * C == 0) return 0;
+  const int64_t chunk = ii_chunk_rows(C), length = ii_buffer_length(chunk * C);
+  real *buffers = ii_thread_buffers(k, chunk * C, 2);
   if (!buffers) return 1;
-  if (C == 0) return 0;
 #pragma omp parallel num_threads(ii_team(k, a->rows *C))
   {
     real *xb = buffers + omp_get_thread_num() * 2 * length, *yb = xb + length;
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < a->rows; r++) {
-      const real *x = ii_row_in(a->x_dtype, a->x, r * C, C, xb);
+    for (int64_t r = 0; r < a->rows; r += chunk) {
+      const int64_t rows = ii_min(chunk, a->rows - r);
       real *y = ii_row_target(a->y_dtype, a->y, r * C, yb);
-      real mean = (real)(ii_row_sum(x, C) / (double)C);
-      real rstd = (real)(1.0 / sqrt(squares_about(x, C, mean) / (double)C + a->eps));
-      ((real *)a->mean)[r] = mean;
-      ((real *)a->rstd)[r] = rstd;
-      normalise(x, a->gamma, a->beta, y, C, mean, rstd, a->act);
-      ii_row_out(a->y_dtype, a->y, r * C, C, y);
+      forward_rows(a, r, rows, ii_row_in(a->x_dtype, a->x, r * C, rows * C, xb), y);
+      ii_row_out(a->y_dtype, a->y, r * C, rows * C, y);
     }
   }
   return 0;
 }
 
-/* g = gy * gelu'(z). */
-static void gelu_gradient(const real *restrict x, const real *restrict gamma,
-                          const real *restrict beta, const real *restrict gy, real *restrict g,
-                          int64_t n, real mean, real rstd) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; j++)
-    g[j] = gy[j] * ii_gelu_slope((x[j] - mean) * rstd * gamma[j] + beta[j]);
+/* g = gy * gelu'(z) of some rows. */
+static void gelu_gradient(const ii_layer_norm_args *a, int64_t r, int64_t rows, const real *x,
+                          const real *restrict gy, real *restrict g) {
+  const int64_t C = a->C;
+  for (int64_t i = 0; i < rows; i++)
+    normalise(x + i * C, a->gamma, a->beta, g + i * C, C, ((const real *)a->mean)[r + i],
+              ((const real *)a->rstd)[r + i]);
+#pragma omp simd simdlen(II_LANES)
+  for (int64_t j = 0; j < rows * C; j++) g[j] = gy[j] * ii_gelu_slope(g[j]);
 }
 
 static void add_parameter_gradients(const real *restrict x, const real *restrict g,
                                     real *restrict ggamma, real *restrict gbeta, int64_t n,
                                     real mean, real rstd) {
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) {
     ggamma[j] += g[j] * ((x[j] - mean) * rstd);
     gbeta[j] += g[j];
@@ -81,7 +93,7 @@ static void input_gradient(const real *restrict x, const real *restrict gamma,
   for (int64_t i = 0; i < n; i += PIECE) {
     int64_t end = ii_min(n, i + PIECE);
     real s1 = 0, s2 = 0;
-#pragma omp simd reduction(+ : s1, s2)
+#pragma omp simd simdlen(II_LANES) reduction(+ : s1, s2)
     for (int64_t j = i; j < end; j++) {
       real t = g[j] * gamma[j];
       s1 += t;
@@ -92,35 +104,39 @@ static void input_gradient(const real *restrict x, const real *restrict gamma,
   }
   const real m1 = (real)(sum1 / (double)n);
   const real m2 = (real)(sum2 * (double)rstd * (double)rstd / (double)n);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) gx[j] = rstd * (g[j] * gamma[j] - m1 - (x[j] - mean) * m2);
 }
 
 /* Backward of rows [first, last); acc: sums for ggamma[C], gbeta[C], where asked for. */
 static void backward_rows(const void *args, int64_t first, int64_t last, real *acc, real *buffers) {
   const ii_layer_norm_args *a = args;
-  const int64_t C = a->C, length = ii_buffer_length(C);
+  const int64_t C = a->C, chunk = ii_chunk_rows(C), length = ii_buffer_length(chunk * C);
   real *xb = buffers, *gb = xb + length, *ab = gb + length, *ob = ab + length;
-  for (int64_t r = first; r < last; r++) {
-    const real mean = ((const real *)a->mean)[r], rstd = ((const real *)a->rstd)[r];
-    const real *x = ii_row_in(a->x_dtype, a->x, r * C, C, xb);
-    const real *g = ii_row_in(a->y_dtype, a->gy, r * C, C, gb);
+  for (int64_t r = first; r < last; r += chunk) {
+    const int64_t rows = ii_min(chunk, last - r);
+    const real *x = ii_row_in(a->x_dtype, a->x, r * C, rows * C, xb);
+    const real *g = ii_row_in(a->y_dtype, a->gy, r * C, rows * C, gb);
     if (a->act == II_ACT_GELU) {
-      gelu_gradient(x, a->gamma, a->beta, g, ab, C, mean, rstd);
+      gelu_gradient(a, r, rows, x, g, ab);
       g = ab;
     }
-    if (a->ggamma || a->gbeta) add_parameter_gradients(x, g, acc, acc + C, C, mean, rstd);
-    if (a->gx) {
-      real *gx = ii_grad_target(a->x_dtype, a->gx, r * C, a->acc_gx, ob);
-      input_gradient(x, a->gamma, g, gx, C, mean, rstd);
-      ii_grad_out(a->x_dtype, a->gx, r * C, C, a->acc_gx, gx);
+    real *gx = a->gx ? ii_grad_target(a->x_dtype, a->gx, r * C, a->acc_gx, ob) : NULL;
+    for (int64_t i = 0; i < rows; i++) {
+      const real mean = ((const real *)a->mean)[r + i], rstd = ((const real *)a->rstd)[r + i];
+      const real *xi = x + i * C, *gi = g + i * C;
+      if (a->ggamma || a->gbeta) add_parameter_gradients(xi, gi, acc, acc + C, C, mean, rstd);
+      if (gx) input_gradient(xi, a->gamma, gi, gx + i * C, C, mean, rstd);
     }
+    if (gx) ii_grad_out(a->x_dtype, a->gx, r * C, rows * C, a->acc_gx, gx);
   }
 }
 
 int II_FN(layer_norm_bwd)(ii_kctx *k, const ii_layer_norm_args *a) {
+  if (a->C == 0) return 0;
   const int64_t width = a->ggamma || a->gbeta ? 2 * a->C : 0;
-  const double *sums = II_FN(column_sums)(k, a->rows, a->C, width, backward_rows, a, a->C, 4);
+  const double *sums =
+      II_FN(column_sums)(k, a->rows, a->C, width, backward_rows, a, ii_chunk_rows(a->C) * a->C, 4);
   if (!sums) return 1;
   ii_sums_out(a->ggamma, sums, a->C, a->acc_ggamma);
   ii_sums_out(a->gbeta, sums + a->C, a->C, a->acc_gbeta);

@@ -14,7 +14,7 @@ int II_FN(sumsq)(ii_kctx *k, const ii_sumsq_args *a) {
     const real *x = (const real *)a->x + b * SUMSQ_BLOCK;
     int64_t n = ii_min(SUMSQ_BLOCK, a->n - b * SUMSQ_BLOCK);
     double s = 0;
-#pragma omp simd reduction(+ : s)
+#pragma omp simd simdlen(II_LANES) reduction(+ : s)
     for (int64_t i = 0; i < n; i++) s += (double)x[i] * (double)x[i];
     partial[b] = s;
   }
@@ -25,7 +25,7 @@ int II_FN(sumsq)(ii_kctx *k, const ii_sumsq_args *a) {
 
 static void ema_chunk(real *restrict ema, const real *restrict p, int64_t n, double decay) {
   const real d = (real)decay, e = (real)(1.0 - decay);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) ema[j] = d * ema[j] + e * p[j];
 }
 
@@ -50,7 +50,7 @@ typedef struct {
 static void adamw_chunk(const adamw_factors *f, real *restrict p, const real *restrict g,
                         real *restrict m, real *restrict v, int64_t n) {
   const adamw_factors c = *f;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) {
     real gj = c.scale * g[j];
     real mj = c.b1 * m[j] + c.b1c * gj;
@@ -86,7 +86,7 @@ int II_FN(adamw)(ii_kctx *k, const ii_adamw_args *a) {
 
 static void sgd_chunk(const ii_sgd_args *a, real *restrict p, const real *restrict g, int64_t n) {
   const real scale = (real)a->grad_scale, wd = (real)a->weight_decay, lr = (real)a->lr;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) p[j] -= lr * (scale * g[j] + wd * p[j]);
 }
 
@@ -95,7 +95,7 @@ static void sgd_momentum_chunk(const ii_sgd_args *a, real *restrict p, const rea
   const real scale = (real)a->grad_scale, wd = (real)a->weight_decay, lr = (real)a->lr;
   const real mu = (real)a->momentum;
   const bool first = a->t == 1, nesterov = a->nesterov;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) {
     real gj = scale * g[j] + wd * p[j];
     real mj = first ? gj : mu * m[j] + gj;

@@ -5,6 +5,8 @@
 #include "kernels/cpu/cpu.h"
 
 enum {
+  II_LANES =
+      64 / sizeof(real),   /* gcc takes 256-bit vectors, even where wider ones exist, unless told */
   II_CHUNK = 1024,         /* elements worked on at a time: a few buffers of them fit into L1 */
   II_SERIAL_BELOW = 32768, /* elements below which starting threads costs more than it gains */
   II_SUM_ROWS = 32,        /* rows added up in type real before going to a double */
@@ -54,11 +56,11 @@ static inline void ii_grad_out(ii_dtype t, void *p, int64_t i, int64_t n, bool a
     ii_row_out(t, p, i, n, buf);
   } else if (t == II_REAL_DTYPE) {
     real *restrict g = (real *)p + i;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t j = 0; j < n; j++) g[j] += buf[j];
   } else {
     const uint16_t *restrict h = (const uint16_t *)p + i;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t j = 0; j < n; j++) {
       union {
         uint32_t u;
@@ -83,7 +85,7 @@ static inline double ii_row_sum(const real *x, int64_t n) {
   for (int64_t i = 0; i < n; i += 256) {
     int64_t end = ii_min(n, i + 256);
     real s = 0;
-#pragma omp simd reduction(+ : s)
+#pragma omp simd simdlen(II_LANES) reduction(+ : s)
     for (int64_t j = i; j < end; j++) s += x[j];
     total += s;
   }

@@ -12,10 +12,10 @@ static void sum_positions(const ii_mean_pool_args *a, int64_t n, int64_t c0, int
     for (int64_t c = 0; c < m; c++) acc[c] = 0;
     for (int64_t q = p; q < ii_min(a->P, p + II_SUM_ROWS); q++) {
       const real *x = ii_row_in(a->x_dtype, a->x, (n * a->P + q) * a->C + c0, m, xb);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
       for (int64_t c = 0; c < m; c++) acc[c] += x[c];
     }
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t c = 0; c < m; c++) sum[c] += acc[c];
   }
 }
@@ -47,7 +47,7 @@ int II_FN(mean_pool_bwd)(ii_kctx *k, const ii_mean_pool_args *a) {
       const int64_t m = ii_min(II_CHUNK, a->C - c0), i = r * a->C + c0;
       const real *gy = ii_row_in(a->y_dtype, a->gy, r / a->P * a->C + c0, m, gb);
       real *gx = ii_grad_target(a->x_dtype, a->gx, i, a->acc_gx, ob);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
       for (int64_t c = 0; c < m; c++) gx[c] = gy[c] * scale;
       ii_grad_out(a->x_dtype, a->gx, i, m, a->acc_gx, gx);
     }
@@ -110,7 +110,7 @@ static void average(const ii_pool2d_args *a, const place *p) {
   for (int64_t h = window_begin(a, p->h); h < window_end(a, p->h, a->H); h++) {
     for (int64_t w = window_begin(a, p->w); w < window_end(a, p->w, a->W); w++) {
       const real *x = ii_row_in(a->x_dtype, a->x, offset(a, p, a->H, a->W, h, w), m, xb);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
       for (int64_t c = 0; c < m; c++) y[c] += x[c];
     }
   }
@@ -127,7 +127,7 @@ static void average_gradient(const ii_pool2d_args *a, const place *p) {
   for (int64_t h = cover_begin(a, p->h); h < cover_end(a, p->h, a->Ho); h++) {
     for (int64_t w = cover_begin(a, p->w); w < cover_end(a, p->w, a->Wo); w++) {
       const real *gy = ii_row_in(a->x_dtype, a->gy, offset(a, p, a->Ho, a->Wo, h, w), m, gb);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
       for (int64_t c = 0; c < m; c++) gx[c] += gy[c];
     }
   }
@@ -154,7 +154,7 @@ static void maximum(const ii_pool2d_args *a, const place *p) {
     for (int64_t w = window_begin(a, p->w); w < window_end(a, p->w, a->W); w++) {
       const real *x = ii_row_in(a->x_dtype, a->x, offset(a, p, a->H, a->W, h, w), m, xb);
       const int32_t here = (int32_t)(h * a->W + w);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
       for (int64_t c = 0; c < m; c++) {
         const bool wins = (arg[c] < 0) | (x[c] > y[c]) | ((x[c] != x[c]) & (y[c] == y[c]));
         y[c] = wins ? x[c] : y[c];
@@ -176,7 +176,7 @@ static void maximum_gradient(const ii_pool2d_args *a, const place *p) {
       const int64_t o = offset(a, p, a->Ho, a->Wo, h, w);
       const real *gy = ii_row_in(a->x_dtype, a->gy, o, m, gb);
       const int32_t *arg = a->argmax + o;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
       for (int64_t c = 0; c < m; c++) gx[c] += arg[c] == here ? gy[c] : R(0.0);
     }
   }

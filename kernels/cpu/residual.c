@@ -5,12 +5,12 @@
 static void add_branch(const real *restrict x, const real *restrict f, const real *restrict gamma,
                        real s, real *restrict y, int64_t rows, int64_t C) {
   if (!gamma) {
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t j = 0; j < rows * C; j++) y[j] = x[j] + s * f[j];
     return;
   }
   for (int64_t r = 0; r < rows * C; r += C)
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t c = 0; c < C; c++) y[r + c] = x[r + c] + s * gamma[c] * f[r + c];
 }
 
@@ -39,42 +39,45 @@ int II_FN(residual_fwd)(ii_kctx *k, const ii_residual_args *a) {
   return 0;
 }
 
-static void branch_gradient(const real *restrict gy, const real *restrict gamma, real s,
-                            real *restrict gf, int64_t C) {
-  if (gamma) {
-#pragma omp simd
+/* Backward of one row; f or gf may be NULL. */
+static void backward_row(const real *restrict gy, const real *restrict f,
+                         const real *restrict gamma, real s, real *restrict acc, real *restrict gf,
+                         int64_t C) {
+  if (f) {
+#pragma omp simd simdlen(II_LANES)
+    for (int64_t c = 0; c < C; c++) acc[c] += s * gy[c] * f[c];
+  }
+  if (gf && gamma) {
+#pragma omp simd simdlen(II_LANES)
     for (int64_t c = 0; c < C; c++) gf[c] = s * gamma[c] * gy[c];
-  } else {
-#pragma omp simd
+  } else if (gf) {
+#pragma omp simd simdlen(II_LANES)
     for (int64_t c = 0; c < C; c++) gf[c] = s * gy[c];
   }
 }
 
 /* Backward of rows [first, last) of all images; acc: sums for ggamma, where asked for. */
-static void backward_rows(const void *args, int64_t first, int64_t last, real *restrict acc,
-                          real *buffers) {
+static void backward_rows(const void *args, int64_t first, int64_t last, real *acc, real *buffers) {
   const ii_residual_args *a = args;
-  const int64_t C = a->C, length = ii_buffer_length(C);
+  const int64_t C = a->C, chunk = ii_chunk_rows(C), length = ii_buffer_length(chunk * C);
   real *fb = buffers, *gb = fb + length, *ob = gb + length;
-  for (int64_t r = first; r < last; r++) {
-    const real s = a->keep ? ((const real *)a->keep)[r / a->rows] : R(1.0);
-    const real *gy = ii_row_in(a->x_dtype, a->gy, r * C, C, gb);
-    if (a->ggamma) {
-      const real *f = ii_row_in(a->f_dtype, a->f, r * C, C, fb);
-#pragma omp simd
-      for (int64_t c = 0; c < C; c++) acc[c] += s * gy[c] * f[c];
+  for (int64_t r = first; r < last; r += chunk) {
+    const int64_t rows = ii_min(chunk, last - r), n = rows * C;
+    const real *gy = ii_row_in(a->x_dtype, a->gy, r * C, n, gb);
+    const real *f = a->ggamma ? ii_row_in(a->f_dtype, a->f, r * C, n, fb) : NULL;
+    real *gf = a->gf ? ii_grad_target(a->f_dtype, a->gf, r * C, a->acc_gf, ob) : NULL;
+    for (int64_t i = 0; i < rows; i++) {
+      const real s = a->keep ? ((const real *)a->keep)[(r + i) / a->rows] : R(1.0);
+      backward_row(gy + i * C, f ? f + i * C : NULL, a->gamma, s, acc, gf ? gf + i * C : NULL, C);
     }
-    if (a->gf) {
-      real *gf = ii_grad_target(a->f_dtype, a->gf, r * C, a->acc_gf, ob);
-      branch_gradient(gy, a->gamma, s, gf, C);
-      ii_grad_out(a->f_dtype, a->gf, r * C, C, a->acc_gf, gf);
-    }
+    if (gf) ii_grad_out(a->f_dtype, a->gf, r * C, n, a->acc_gf, gf);
   }
 }
 
 int II_FN(residual_bwd)(ii_kctx *k, const ii_residual_args *a) {
-  const double *sums =
-      II_FN(column_sums)(k, a->N * a->rows, a->C, a->ggamma ? a->C : 0, backward_rows, a, a->C, 3);
+  if (a->C == 0) return 0;
+  const double *sums = II_FN(column_sums)(k, a->N * a->rows, a->C, a->ggamma ? a->C : 0,
+                                          backward_rows, a, ii_chunk_rows(a->C) * a->C, 3);
   if (!sums) return 1;
   ii_sums_out(a->ggamma, sums, a->C, a->acc_ggamma);
   return 0;

@@ -7,17 +7,17 @@
 static void subtract_max(const real *restrict x, real *restrict y, int64_t n) {
   real m = x[0];
   for (int64_t j = 1; j < n; j++) m = x[j] > m ? x[j] : m;
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) y[j] = x[j] - m;
 }
 
 static void softmax_rows(const real *restrict x, real *restrict y, int64_t rows, int64_t n) {
   for (int64_t r = 0; r < rows; r++) subtract_max(x + r * n, y + r * n, n);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < rows * n; j++) y[j] = ii_exp(y[j]);
   for (int64_t r = 0; r < rows; r++) {
     const real scale = (real)(1.0 / ii_row_sum(y + r * n, n));
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
     for (int64_t j = 0; j < n; j++) y[r * n + j] *= scale;
   }
 }
@@ -45,10 +45,10 @@ int II_FN(softmax_fwd)(ii_kctx *k, const ii_softmax_args *a) {
 /* gx = y (gy - sum(y gy)). */
 static void softmax_gradient(const real *restrict y, const real *restrict gy, real *restrict gx,
                              int64_t n) {
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) gx[j] = y[j] * gy[j];
   const real s = (real)ii_row_sum(gx, n);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) gx[j] = y[j] * (gy[j] - s);
 }
 
