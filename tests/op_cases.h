@@ -1,0 +1,99 @@
+/* What is tested of every op: a list of cases, in op_cases_<family>.c. A case is a description of
+ * inputs (drawn at random, always representable in bf16 so that all types see the same numbers) and a
+ * function that calls the op; test_ops.c does the rest. */
+#ifndef II_TEST_OP_CASES_H
+#define II_TEST_OP_CASES_H
+#include "autograd/ops.h"
+#include "autograd/rng.h"
+#include "autograd/tape.h"
+
+#define OP_INPUTS 5
+
+typedef enum {
+  IN_NONE = 0, /* not given: NULL */
+  IN_ACT,      /* activation: of the compute type, or (mixed) of the real type; differentiated */
+  IN_REAL,     /* activation that is always of the real type; differentiated */
+  IN_PARAM,    /* parameter with gradient and, under bf16, its bf16 copy */
+  IN_CONST,    /* of the real type, not differentiated */
+  IN_STATE,    /* a buffer that the op updates, fresh in every run */
+  IN_LABELS    /* int32 in [0, classes) */
+} op_kind;
+
+typedef enum {
+  DRAW_NORMAL = 0, /* N(0,1) * scale */
+  DRAW_AWAY,       /* at least 0.1 away from zero: kinks at zero do not meet the step */
+  DRAW_SPREAD,     /* all different by at least 1/64 as long as n < 512: maxima stay maxima */
+  DRAW_POSITIVE,   /* in [0.5, 1.5) * scale */
+  DRAW_SIMPLEX,    /* each row a probability distribution */
+  DRAW_OFFSET,     /* sampling offsets; op_case.fix moves them away from pixel centres */
+  DRAW_LABELS
+} op_draw;
+
+typedef struct {
+  op_kind kind;
+  op_draw draw;
+  int ndim;
+  int64_t shape[II_MAX_DIMS];
+  double scale; /* 0 means 1 */
+} op_input;
+
+typedef enum { MODE_F64 = 0, MODE_F32, MODE_BF16, MODE_MIXED, MODE_COUNT } op_mode;
+
+enum {
+  CASE_WHOLE_BATCH = 1,  /* images depend on each other (batch norm, mean losses) */
+  CASE_TRAINING = 2,     /* ctx->training */
+  CASE_F64_ONLY = 4,     /* no parity with the other types */
+  CASE_READS_ROUNDED = 8 /* backward reads a rounded output: two more roundings in bf16 */
+};
+
+typedef struct op_case {
+  ii_op op;
+  const char *name;
+  op_input in[OP_INPUTS];
+  ii_tensor *(*call)(ii_ctx *c, ii_tensor *const *in, const struct op_case *k);
+  /* corrects drawn inputs; NULL: nothing to correct */
+  void (*fix)(const struct op_case *k, double *const *in, ii_rng *r);
+  int64_t i[4]; /* what call needs: stride, padding, ... */
+  double f[2];
+  ii_dcn_geometry dcn;
+  unsigned flags;
+  double terms; /* longest sum behind one element of result or gradient; 0: below 64 */
+} op_case;
+
+typedef struct {
+  const op_case *at;
+  int count;
+} op_case_list;
+
+op_case_list op_cases_matrix(void); /* linear, bmm, conv2d, dwconv2d */
+op_case_list op_cases_norm(void);   /* layer and batch norm, softmax, losses */
+op_case_list op_cases_simple(void); /* element-wise, shapes, poolings, checkpoint */
+op_case_list op_cases_dcn(void);    /* dcnv3, dcnv4 */
+
+int64_t op_input_numel(const op_input *in);
+
+/* Draws all inputs of a case; in[i] is malloc'ed (NULL for IN_NONE). */
+void op_draw_inputs(const op_case *k, ii_rng *r, double **in);
+
+/* The context of a mode (opened on first use); threads 1 or 2. */
+ii_ctx *op_ctx(op_mode mode, int threads);
+void op_ctx_close_all(void);
+
+/* Results of one run, in double; release with op_result_free. */
+typedef struct {
+  int64_t n;
+  double *out;
+  double *grad[OP_INPUTS]; /* NULL: input not differentiated, or forward only */
+  double *state[OP_INPUTS];
+} op_result;
+void op_result_free(op_result *r);
+
+/* Runs the op on the given inputs; with proj (as many as the result has), also the gradients of
+ * sum(proj * result). Fails the test on an error, on a leak in the pool. */
+op_result op_run(op_mode mode, int threads, const op_case *k, double *const *in,
+                 const double *proj);
+
+/* A number rounded to bf16. */
+double op_round(double v);
+
+#endif

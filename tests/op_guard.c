@@ -1,0 +1,258 @@
+#include "op_guard.h"
+#include "op_guard_buffers.h"
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#define GUARD 64
+#define POISON 0xFF /* all bits set: NaN in every floating type, -1 as an integer */
+
+typedef int (*kernel_fn)(ii_kctx *k, const void *args);
+
+static bool guard_is_on;
+static int64_t checked[II_K_COUNT];
+
+void ii_guard_on(bool on) { guard_is_on = on; }
+int64_t ii_guard_checked(int kernel) { return checked[kernel]; }
+
+static const char *const names[II_K_COUNT] = {
+#define II_KERNEL(name, args) #name,
+#include "kernels/kernels.def"
+#undef II_KERNEL
+};
+
+static double value(ii_dtype t, const void *p, int64_t i) {
+  if (t == II_F32) return ((const float *)p)[i];
+  if (t == II_F64) return ((const double *)p)[i];
+  if (t == II_BF16) return ii_bf16_to_f32(((const uint16_t *)p)[i]);
+  return ((const int32_t *)p)[i];
+}
+
+static void set_value(ii_dtype t, void *p, int64_t i, double v) {
+  if (t == II_F32) ((float *)p)[i] = (float)v;
+  else if (t == II_F64) ((double *)p)[i] = v;
+  else if (t == II_BF16) ((uint16_t *)p)[i] = ii_f32_to_bf16((float)v);
+  else ((int32_t *)p)[i] = (int32_t)v;
+}
+
+/* unit roundoff of a type */
+static double roundoff(ii_dtype t) { return t == II_F64 ? 0x1p-53 : t == II_F32 ? 0x1p-24 : 0x1p-8; }
+
+static size_t buf_bytes(const ii_buf *b) { return (size_t)b->n * ii_dtype_size(b->dtype); }
+
+static unsigned char *guarded_new(size_t bytes) {
+  size_t total = (bytes + 2 * GUARD + 63) / 64 * 64;
+  unsigned char *p = aligned_alloc(64, total);
+  assert_non_null(p);
+  memset(p, POISON, bytes + 2 * GUARD);
+  return p + GUARD;
+}
+
+static void guarded_free(void *p) {
+  if (p) free((unsigned char *)p - GUARD);
+}
+
+static void check_guards(int kernel, const ii_buf *b, int index, const unsigned char *p) {
+  size_t bytes = buf_bytes(b);
+  for (size_t i = 0; i < GUARD; i++)
+    if (p[-1 - (ptrdiff_t)i] != POISON || p[bytes + i] != POISON)
+      fail_msg("%s wrote outside its buffer %d (%lld %s)", names[kernel], index, (long long)b->n,
+               ii_dtype_name(b->dtype));
+}
+
+/* One run: private copies of all buffers. */
+typedef struct {
+  int n;
+  ii_buf b[II_BUFS_MAX];
+  unsigned char *p[II_BUFS_MAX];
+} call;
+
+typedef enum { ACC_AS_GIVEN, ACC_OFF, ACC_ON } acc_mode;
+
+/* something to add to that is neither zero nor as large as to swallow the sum */
+static double ballast(int64_t i) { return 0.5 + 0.25 * (double)(i % 7) - 0.125 * (double)(i % 3); }
+
+static void fill_grad(const ii_buf *b, unsigned char *p, const void *original, acc_mode mode) {
+  size_t es = ii_dtype_size(b->dtype);
+  if (mode == ACC_AS_GIVEN && *b->acc) memcpy(p, original, buf_bytes(b));
+  if (mode == ACC_ON)
+    for (int64_t i = 0; i < b->n; i++) set_value(b->dtype, p, i, ballast(i));
+  /* what lies outside the used part of a row belongs to the caller */
+  for (int64_t i = 0; b->row && i < b->n; i++)
+    if (i % b->row >= b->used)
+      memcpy(p + (size_t)i * es, (const char *)original + (size_t)i * es, es);
+}
+
+/* Copies of the buffers of `given`, whose pointers are put into `args` (a copy of the given struct).
+ * only >= 0: all gradients but this one are NULL. */
+static void prepare(call *c, int kernel, void *args, acc_mode mode, int only) {
+  c->n = ii_guard_buffers(kernel, args, c->b);
+  for (int i = 0; i < c->n; i++) {
+    ii_buf *b = &c->b[i];
+    const void *original = *b->at;
+    c->p[i] = NULL;
+    if (b->role == II_BUF_UNREAD) {
+      *b->at = NULL;
+      continue;
+    }
+    if (b->role == II_BUF_INSIDE) {
+      char *base = *b[-1].at;
+      *b->at = base ? base + (size_t)b->n * ii_dtype_size(b->dtype) : NULL;
+      if (b->acc && mode != ACC_AS_GIVEN) *b->acc = mode == ACC_ON;
+      continue;
+    }
+    if (b->role == II_BUF_GRAD && only >= 0 && i != only) {
+      *b->at = NULL;
+      continue;
+    }
+    c->p[i] = guarded_new(buf_bytes(b));
+    *b->at = c->p[i];
+    if (b->role == II_BUF_GRAD) {
+      fill_grad(b, c->p[i], original, mode);
+      if (mode != ACC_AS_GIVEN) *b->acc = mode == ACC_ON;
+    } else if (b->role != II_BUF_OUT && b->n) {
+      memcpy(c->p[i], original, buf_bytes(b));
+    }
+  }
+}
+
+static void release(call *c) {
+  for (int i = 0; i < c->n; i++) guarded_free(c->p[i]);
+}
+
+/* Guards, inputs, and that every output element was written. */
+static void check_call(int kernel, const call *c, void *const *original) {
+  for (int i = 0; i < c->n; i++) {
+    const ii_buf *b = &c->b[i];
+    const unsigned char *p = c->p[i];
+    if (!p) continue;
+    check_guards(kernel, b, i, p);
+    if (b->role == II_BUF_IN && b->n && memcmp(p, original[i], buf_bytes(b)))
+      fail_msg("%s changed its input %d", names[kernel], i);
+    if (b->role != II_BUF_OUT && b->role != II_BUF_GRAD) continue;
+    size_t es = ii_dtype_size(b->dtype);
+    unsigned char never[8];
+    memset(never, POISON, sizeof never);
+    for (int64_t j = 0; j < b->n; j++) {
+      bool tail = b->row && j % b->row >= b->used;
+      const char *was = (const char *)original[i] + (size_t)j * es;
+      if (tail ? memcmp(p + (size_t)j * es, was, es) : !memcmp(p + (size_t)j * es, never, es))
+        fail_msg("%s: element %lld of buffer %d (%lld %s) %s", names[kernel], (long long)j, i,
+                 (long long)b->n, ii_dtype_name(b->dtype),
+                 tail ? "is not the kernel's to write" : "was not written");
+    }
+  }
+}
+
+static double largest(const ii_buf *b, const unsigned char *p) {
+  double m = 0;
+  for (int64_t i = 0; i < b->n; i++) m = fmax(m, fabs(value(b->dtype, p, i)));
+  return m;
+}
+
+/* a must be `want` (plus ballast): the sums may be in another order, so some tens of roundings. */
+static void check_close(int kernel, const char *what, const ii_buf *b, int index,
+                        const unsigned char *a, const unsigned char *want, bool added) {
+  double scale = largest(b, want) + (added ? 1.0 : 0.0);
+  double bound = (b->dtype == II_BF16 ? 2 : 256) * roundoff(b->dtype) * scale;
+  for (int64_t i = 0; i < b->n; i++) {
+    if (b->row && i % b->row >= b->used) continue;
+    double w = value(b->dtype, want, i) + (added ? ballast(i) : 0), g = value(b->dtype, a, i);
+    if (!(fabs(g - w) <= bound))
+      fail_msg("%s, %s: element %lld of buffer %d (%lld %s) is %.9g, not %.9g", names[kernel], what,
+               (long long)i, index, (long long)b->n, ii_dtype_name(b->dtype), g, w);
+  }
+}
+
+static void must(int kernel, int status, const ii_kctx *k) {
+  if (status) fail_msg("%s failed: %s", names[kernel], k->error);
+}
+
+/* A gradient asked for with acc, and alone, against all of them overwritten. */
+static void check_gradients(ii_kctx *k, int kernel, const void *args, size_t size, kernel_fn real,
+                            void *const *original) {
+  char copy[512];
+  call all, other;
+  memcpy(copy, args, size);
+  prepare(&all, kernel, copy, ACC_OFF, -1);
+  must(kernel, real(k, copy), k);
+  check_call(kernel, &all, original);
+  memcpy(copy, args, size);
+  prepare(&other, kernel, copy, ACC_ON, -1);
+  must(kernel, real(k, copy), k);
+  check_call(kernel, &other, original);
+  int grads = 0;
+  for (int i = 0; i < all.n; i++) {
+    if (all.b[i].role != II_BUF_GRAD) continue;
+    grads++;
+    check_close(kernel, "accumulating", &all.b[i], i, other.p[i], all.p[i], true);
+  }
+  release(&other);
+  for (int only = 0; grads > 1 && only < all.n; only++) {
+    if (all.b[only].role != II_BUF_GRAD) continue;
+    memcpy(copy, args, size);
+    prepare(&other, kernel, copy, ACC_OFF, only);
+    must(kernel, real(k, copy), k);
+    check_call(kernel, &other, original);
+    check_close(kernel, "asked for alone", &all.b[only], only, other.p[only], all.p[only], false);
+    release(&other);
+  }
+  release(&all);
+}
+
+/* Outputs that are another buffer of the same call (in place) cannot run on separate copies. */
+static bool in_place(const ii_buf *b, int n) {
+  for (int i = 0; i < n; i++)
+    for (int j = 0; j < n; j++) {
+      bool out = b[i].role == II_BUF_OUT || b[i].role == II_BUF_GRAD || b[i].role == II_BUF_STATE;
+      if (i != j && out && *b[i].at == *b[j].at) return true;
+    }
+  return false;
+}
+
+static int guarded(ii_kctx *k, int kernel, const void *args, size_t size, kernel_fn real) {
+  char first_args[512], second_args[512];
+  ii_buf list[II_BUFS_MAX];
+  void *original[II_BUFS_MAX];
+  assert_true(size <= sizeof first_args);
+  memcpy(first_args, args, size);
+  int n = ii_guard_buffers(kernel, first_args, list);
+  if (!guard_is_on || in_place(list, n)) return real(k, args);
+  bool has_gradients = false;
+  for (int i = 0; i < n; i++) {
+    original[i] = *list[i].at;
+    has_gradients |= list[i].role == II_BUF_GRAD;
+  }
+  call first, second;
+  prepare(&first, kernel, first_args, ACC_AS_GIVEN, -1);
+  must(kernel, real(k, first_args), k);
+  check_call(kernel, &first, original);
+  memcpy(second_args, args, size);
+  prepare(&second, kernel, second_args, ACC_AS_GIVEN, -1);
+  must(kernel, real(k, second_args), k);
+  for (int i = 0; i < n; i++)
+    if (first.p[i] && memcmp(first.p[i], second.p[i], buf_bytes(&first.b[i])))
+      fail_msg("%s: buffer %d differs from run to run", names[kernel], i);
+  release(&second);
+  if (has_gradients) check_gradients(k, kernel, args, size, real, original);
+  for (int i = 0; i < n; i++)
+    if (first.p[i] && first.b[i].role != II_BUF_IN && first.b[i].n)
+      memcpy(original[i], first.p[i], buf_bytes(&first.b[i]));
+  release(&first);
+  checked[kernel]++;
+  return 0;
+}
+
+#define II_KERNEL(name, args)                                                                      \
+  int __real_ii_cpu_##name(ii_kctx *k, const args *a);                                             \
+  int __wrap_ii_cpu_##name(ii_kctx *k, const args *a);                                             \
+  static int real_##name(ii_kctx *k, const void *a) { return __real_ii_cpu_##name(k, a); }         \
+  int __wrap_ii_cpu_##name(ii_kctx *k, const args *a) {                                            \
+    return guarded(k, II_K_##name, a, sizeof *a, real_##name);                                     \
+  }
+#include "kernels/kernels.def"
+#undef II_KERNEL
