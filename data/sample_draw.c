@@ -15,7 +15,7 @@
 #endif
 
 #define SAMPLES   3 /* per pixel and direction */
-#define MAX_LINES 3
+#define MAX_LINES 2
 
 static bool disc(double u, double v) {
   return u * u + v * v < 0.72;
@@ -55,17 +55,17 @@ static bool cross(double u, double v) {
 }
 
 static bool stripes(double u, double v) {
-  return fabs(u) < 0.9 && fabs(v) < 0.9 && fmod(v + 0.9, 0.515) < 0.257;
+  return fabs(u) < 0.9 && fabs(v) < 0.9 && fmod(v + 0.9, 0.72) < 0.36;
 }
 
 static bool checker(double u, double v) {
   if (fabs(u) > 0.9 || fabs(v) > 0.9) return false;
-  return ((int)((u + 0.9) / 0.45) + (int)((v + 0.9) / 0.45)) % 2 == 0;
+  return ((int)((u + 0.9) / 0.6) + (int)((v + 0.9) / 0.6)) % 2 == 0;
 }
 
 static bool spiral(double u, double v) {
   double r = sqrt(u * u + v * v), turn = atan2(v, u) / (2.0 * M_PI) + 0.5;
-  double x = r * 2.2 + turn;
+  double x = r * 1.5 + turn;
   return r < 0.95 && x - floor(x) < 0.45;
 }
 
@@ -140,7 +140,7 @@ static colour mix(colour a, colour b, double t) {
 static colour random_ink(ii_rng *r, colour a, colour b) {
   colour c = random_colour(r);
   for (int i = 0; i < 200; i++, c = random_colour(r))
-    if (fabs(luma(c) - luma(a)) > 50 && fabs(luma(c) - luma(b)) > 50 &&
+    if (fabs(luma(c) - luma(a)) > 70 && fabs(luma(c) - luma(b)) > 70 &&
         (luma(c) > luma(a)) == (luma(c) > luma(b)))
       break;
   return c;
@@ -156,15 +156,15 @@ static scene random_scene(ii_rng *r) {
   double cycles = ii_rng_range(r, 2, 9);
   s.wave[0] = cycles * cos(a), s.wave[1] = cycles * sin(a);
   s.wave[2] = ii_rng_range(r, 0, 1);
-  s.wave_depth = ii_rng_range(r, 0, 14);
+  s.wave_depth = ii_rng_range(r, 0, 8);
   s.ink = random_ink(r, s.from, s.to);
   s.ink_to = mix(s.ink, random_colour(r), 0.2);
-  s.size = ii_rng_range(r, 0.24, 0.42);
+  s.size = ii_rng_range(r, 0.33, 0.46);
   s.cx = ii_rng_range(r, s.size, 1 - s.size);
   s.cy = ii_rng_range(r, s.size, 1 - s.size);
   a = ii_rng_range(r, 0, 2 * M_PI);
   s.ca = cos(a), s.sa = sin(a);
-  s.squash = ii_rng_range(r, 0.82, 1.0);
+  s.squash = ii_rng_range(r, 0.86, 1.0);
   s.mirror = ii_rng_below(r, 2) ? -1 : 1;
   s.lines = (int)ii_rng_below(r, MAX_LINES + 1);
   for (int i = 0; i < s.lines; i++) {
@@ -202,7 +202,7 @@ void ii_sample_draw(uint64_t seed, int64_t class_index, int64_t index, int64_t s
             "class %lld size %lld", (long long)class_index, (long long)size);
   ii_rng rng = ii_rng_make(seed, II_RNG_DATA, (uint64_t)class_index, (uint64_t)index);
   scene s = random_scene(&rng);
-  double noise = ii_rng_range(&rng, 2, 14);
+  double noise = ii_rng_range(&rng, 2, 8);
   for (int64_t py = 0; py < size; py++)
     for (int64_t px = 0; px < size; px++, rgb += 3) {
       double sum[3] = {0};
