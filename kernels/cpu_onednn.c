@@ -191,13 +191,6 @@ dnnl_status_t dnn_conv_bwd_data_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, c
                                                               c->pad, c->pad, hint, attr);
 }
 
-dnnl_status_t dnn_conv_bwd_weights_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, const dnn_conv *c,
-                                      dnnl_primitive_desc_t hint, dnnl_primitive_attr_t attr) {
-  return dnnl_convolution_backward_weights_primitive_desc_create(
-      pd, e, dnnl_convolution_direct, c->x, c->w, NULL, c->y, c->stride, no_dilation, c->pad,
-      c->pad, hint, attr);
-}
-
 dnnl_status_t dnn_post_linear(dnnl_post_ops_t ops, float alpha) {
   return dnnl_post_ops_append_eltwise(ops, dnnl_eltwise_linear, alpha, 0.0f);
 }
@@ -239,14 +232,6 @@ dnnl_status_t dnn_conv_bwd_data_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, c
   dnnl_convolution_desc_t d;
   dnnl_status_t s = dnnl_convolution_backward_data_desc_init(&d, dnnl_convolution_direct, c->x,
                                                              c->w, c->y, c->stride, c->pad, c->pad);
-  return s == dnnl_success ? dnnl_primitive_desc_create(pd, &d, attr, e, hint) : s;
-}
-
-dnnl_status_t dnn_conv_bwd_weights_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, const dnn_conv *c,
-                                      dnnl_primitive_desc_t hint, dnnl_primitive_attr_t attr) {
-  dnnl_convolution_desc_t d;
-  dnnl_status_t s = dnnl_convolution_backward_weights_desc_init(
-      &d, dnnl_convolution_direct, c->x, c->w, NULL, c->y, c->stride, c->pad, c->pad);
   return s == dnnl_success ? dnnl_primitive_desc_create(pd, &d, attr, e, hint) : s;
 }
 

@@ -30,9 +30,6 @@ ii_onednn *ii_cpu_onednn(ii_kctx *k);
 int ii_onednn_conv2d_fwd(ii_kctx *k, const ii_conv2d_args *a);
 /* gx = (or += with acc_gx) the gradient of the input, from gy and w. */
 int ii_onednn_conv2d_bwd_data(ii_kctx *k, const ii_conv2d_args *a);
-/* gw (fp32) = (or += with acc_gw) the gradient of the weights, from x and gy. The bias is left to
- * the caller. */
-int ii_onednn_conv2d_bwd_weights(ii_kctx *k, const ii_conv2d_args *a);
 
 /* dst[i] = src[i] (+ dst[i] with accumulate) for n elements between fp32 and bf16. */
 void ii_cpu_convert(ii_kctx *k, int64_t n, ii_dtype src_dtype, const void *src, ii_dtype dst_dtype,

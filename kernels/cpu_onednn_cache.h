@@ -47,8 +47,6 @@ dnnl_status_t dnn_conv_fwd_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, const 
                               dnnl_primitive_attr_t attr);
 dnnl_status_t dnn_conv_bwd_data_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, const dnn_conv *c,
                                    dnnl_primitive_desc_t hint, dnnl_primitive_attr_t attr);
-dnnl_status_t dnn_conv_bwd_weights_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, const dnn_conv *c,
-                                      dnnl_primitive_desc_t hint, dnnl_primitive_attr_t attr);
 dnnl_status_t dnn_post_linear(dnnl_post_ops_t ops, float alpha);
 dnnl_status_t dnn_post_sum(dnnl_post_ops_t ops);
 
@@ -68,7 +66,7 @@ typedef struct dnn_entry {
   int64_t key[DNN_KEY_WORDS];
   bool refused; /* the library has no (fast) implementation for this data type here */
   dnn_op main, reorder;
-  size_t reordered; /* bytes of the reordered tensor, 0: used as it is */
+  size_t reordered; /* bytes of the reordered weights, 0: used as they are */
 } dnn_entry;
 
 dnnl_engine_t dnn_engine(ii_onednn *dnn);

@@ -1,15 +1,14 @@
-/* Dense convolution through oneDNN: images stay N,H,W,C; the weights, stored O,C,kh,kw, are
- * reordered into the layout the library wants on every call, which costs little beside the
+/* Dense convolution through oneDNN: images stay N,H,W,C; the weights, stored O,C,kh,kw, change
+ * every step and are reordered for the library on every call, which costs little beside the
  * convolution. */
 #include "kernels/cpu_onednn_cache.h"
 
-typedef enum { CONV_FWD = 2, CONV_BWD_DATA, CONV_BWD_WEIGHTS } conv_kind; /* 1 is the gemm's key */
+typedef enum { CONV_FWD = 2, CONV_BWD_DATA } conv_kind; /* 1 is the gemm's key */
 
 /* Descriptors of one convolution: images x and y, bias b, weights in the library's layout (w) and
- * as stored (w_plain); x and w also in the activations' type (hints), since a gradient may have
- * another. */
+ * as stored (w_plain); x_hint is x in the type of y, since the gradient of x may have another. */
 typedef struct {
-  dnn_md x, x_hint, y, b, w, w_hint, w_plain;
+  dnn_md x, x_hint, y, b, w, w_plain;
   dnn_conv conv;
 } conv_mds;
 
@@ -19,7 +18,6 @@ static void mds_free(conv_mds *m) {
   md_free(&m->y);
   md_free(&m->b);
   md_free(&m->w);
-  md_free(&m->w_hint);
   md_free(&m->w_plain);
 }
 
@@ -28,19 +26,13 @@ static dnnl_status_t image_md(dnn_md *md, int64_t n, int64_t h, int64_t w, int64
   return dnn_md_strided(md, 4, dims, t, strides);
 }
 
-/* Whether the weights are read, so that they are reordered before the operation and not after. */
-static bool to_library(conv_kind kind) {
-  return kind != CONV_BWD_WEIGHTS;
-}
-
-/* Whether the gradient that is asked for is to be added to what is there. */
-static bool sums(conv_kind kind, const ii_conv2d_args *a) {
-  return (kind == CONV_BWD_DATA && a->acc_gx) || (kind == CONV_BWD_WEIGHTS && a->acc_gw);
+/* A gradient that is added to another one is taken from the library in fp32. */
+static bool adds(conv_kind kind, const ii_conv2d_args *a) {
+  return kind == CONV_BWD_DATA && a->acc_gx;
 }
 
 static dnnl_status_t mds_init(conv_mds *m, conv_kind kind, const ii_conv2d_args *a) {
-  ii_dtype t = a->x_dtype, tw = kind == CONV_BWD_WEIGHTS ? II_F32 : t;
-  ii_dtype tx = sums(kind, a) && kind == CONV_BWD_DATA ? II_F32 : t;
+  ii_dtype t = a->x_dtype, tx = adds(kind, a) ? II_F32 : t;
   int64_t wd[4] = {a->O, a->C, a->kh, a->kw};
   int64_t ws[4] = {a->C * a->kh * a->kw, (int64_t)a->kh * a->kw, a->kw, 1};
   int64_t one = 1;
@@ -48,9 +40,8 @@ static dnnl_status_t mds_init(conv_mds *m, conv_kind kind, const ii_conv2d_args 
   if (s == dnnl_success) s = image_md(&m->x_hint, a->N, a->H, a->W, a->C, t);
   if (s == dnnl_success) s = image_md(&m->y, a->N, a->Ho, a->Wo, a->O, t);
   if (s == dnnl_success) s = dnn_md_strided(&m->b, 1, &a->O, II_F32, &one);
-  if (s == dnnl_success) s = dnn_md_any(&m->w, 4, wd, tw);
-  if (s == dnnl_success) s = dnn_md_any(&m->w_hint, 4, wd, t);
-  if (s == dnnl_success) s = dnn_md_strided(&m->w_plain, 4, wd, tw, ws);
+  if (s == dnnl_success) s = dnn_md_any(&m->w, 4, wd, t);
+  if (s == dnnl_success) s = dnn_md_strided(&m->w_plain, 4, wd, t, ws);
   m->conv = (dnn_conv){.x = md_ref(&m->x),
                        .w = md_ref(&m->w),
                        .b = kind == CONV_FWD && a->b ? md_ref(&m->b) : NULL,
@@ -70,27 +61,20 @@ static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, conv_kind kind, const co
   if (s == dnnl_success && kind != CONV_FWD) {
     dnn_conv forward = m->conv;
     forward.x = md_ref(&m->x_hint);
-    forward.w = md_ref(&m->w_hint);
     s = dnn_conv_fwd_pd(&hint, engine, &forward, attr);
-    if (s == dnnl_success && kind == CONV_BWD_DATA)
-      s = dnn_conv_bwd_data_pd(pd, engine, &m->conv, hint, attr);
-    else if (s == dnnl_success)
-      s = dnn_conv_bwd_weights_pd(pd, engine, &m->conv, hint, attr);
+    if (s == dnnl_success) s = dnn_conv_bwd_data_pd(pd, engine, &m->conv, hint, attr);
   }
   if (hint) dnnl_primitive_desc_destroy(hint);
   if (attr) dnnl_primitive_attr_destroy(attr);
   return s;
 }
 
-/* The reorder between the stored weights and the library's; with sum it adds to its output. */
-static dnnl_status_t reorder_create(dnn_op *op, dnn_md_ref from, dnn_md_ref to, bool sum,
+/* The reorder of the stored weights into the library's layout. */
+static dnnl_status_t reorder_create(dnn_op *op, dnn_md_ref from, dnn_md_ref to,
                                     dnnl_engine_t engine) {
-  dnnl_post_ops_t ops = NULL;
   dnnl_primitive_attr_t attr = NULL;
   dnnl_primitive_desc_t pd = NULL;
-  dnnl_status_t s = dnnl_post_ops_create(&ops);
-  if (s == dnnl_success && sum) s = dnn_post_sum(ops);
-  if (s == dnnl_success) s = dnn_attr(&attr, ops);
+  dnnl_status_t s = dnn_attr(&attr, NULL);
   if (s == dnnl_success)
     s = dnnl_reorder_primitive_desc_create(&pd, from, engine, to, engine, attr);
   if (s == dnnl_success) s = dnn_op_create(op, pd, engine);
@@ -98,64 +82,32 @@ static dnnl_status_t reorder_create(dnn_op *op, dnn_md_ref from, dnn_md_ref to, 
   if (s == dnnl_success) s = dnn_op_add(op, DNNL_ARG_TO, to, engine);
   if (pd) dnnl_primitive_desc_destroy(pd);
   if (attr) dnnl_primitive_attr_destroy(attr);
-  if (ops) dnnl_post_ops_destroy(ops);
   return s;
 }
 
 /* Adds the arguments in the order x, w, y, b and the reorder of w. */
-static dnnl_status_t conv_finish(dnn_entry *e, conv_kind kind, const conv_mds *m, bool sum,
+static dnnl_status_t conv_finish(dnn_entry *e, conv_kind kind, const conv_mds *m,
                                  dnnl_primitive_desc_t pd, dnnl_engine_t engine) {
-  static const int arg[3][3] = {
-      {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST},
-      {DNNL_ARG_DIFF_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DIFF_DST},
-      {DNNL_ARG_SRC, DNNL_ARG_DIFF_WEIGHTS, DNNL_ARG_DIFF_DST},
-  };
-  const int *name = arg[kind - CONV_FWD];
-  bool forth = to_library(kind);
-  dnn_md_ref w = dnnl_primitive_desc_query_md(
-      pd, forth ? dnnl_query_weights_md : dnnl_query_diff_weights_md, 0);
+  bool forward = kind == CONV_FWD;
+  int x = forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC;
+  int y = forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST;
+  dnn_md_ref w = dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
   if (!w) return dnnl_runtime_error;
   dnnl_status_t s = dnn_op_create(&e->main, pd, engine);
-  if (s == dnnl_success) s = dnn_op_add(&e->main, name[0], md_ref(&m->x), engine);
-  if (s == dnnl_success) s = dnn_op_add(&e->main, name[1], w, engine);
-  if (s == dnnl_success) s = dnn_op_add(&e->main, name[2], md_ref(&m->y), engine);
+  if (s == dnnl_success) s = dnn_op_add(&e->main, x, md_ref(&m->x), engine);
+  if (s == dnnl_success) s = dnn_op_add(&e->main, DNNL_ARG_WEIGHTS, w, engine);
+  if (s == dnnl_success) s = dnn_op_add(&e->main, y, md_ref(&m->y), engine);
   if (s == dnnl_success && m->conv.b) s = dnn_op_add(&e->main, DNNL_ARG_BIAS, m->conv.b, engine);
-  if (s != dnnl_success || (!sum && dnnl_memory_desc_equal(w, md_ref(&m->w_plain)))) return s;
+  if (s != dnnl_success || dnnl_memory_desc_equal(w, md_ref(&m->w_plain))) return s;
   e->reordered = (dnnl_memory_desc_get_size(w) + 63) / 64 * 64;
-  dnn_md_ref plain = md_ref(&m->w_plain);
-  return reorder_create(&e->reorder, forth ? plain : w, forth ? w : plain, sum, engine);
-}
-
-/* Whether some tap along one dimension meets only padding, as on images smaller than the kernel. */
-static bool has_idle_tap(int64_t size, int64_t out, int kernel, const ii_conv2d_args *a) {
-  for (int i = 0; i < kernel; i++) {
-    bool meets = false;
-    for (int64_t o = 0; o < out && !meets; o++) {
-      int64_t at = o * a->stride - a->pad + i;
-      meets = at >= 0 && at < size;
-    }
-    if (!meets) return true;
-  }
-  return false;
-}
-
-/* bf16 goes through fp32 where the library has nothing but its reference code, and for the weights'
- * gradient with idle taps: oneDNN 2.6 leaves uninitialised values in theirs on processors with AMX.
- */
-static bool is_refused(conv_kind kind, const ii_conv2d_args *a, dnnl_status_t s,
-                       dnnl_primitive_desc_t pd) {
-  if (a->x_dtype != II_BF16) return false;
-  if (kind == CONV_BWD_WEIGHTS &&
-      (has_idle_tap(a->H, a->Ho, a->kh, a) || has_idle_tap(a->W, a->Wo, a->kw, a)))
-    return true;
-  return s == dnnl_unimplemented || (s == dnnl_success && dnn_is_reference(pd));
+  return reorder_create(&e->reorder, md_ref(&m->w_plain), w, engine);
 }
 
 static dnn_entry *conv_entry(ii_kctx *k, conv_kind kind, const ii_conv2d_args *a) {
-  bool sum = sums(kind, a);
-  int64_t key[DNN_KEY_WORDS] = {
-      kind,  k->threads, a->x_dtype, a->N,  a->H,      a->W,   a->C, a->O,
-      a->Ho, a->Wo,      a->kh,      a->kw, a->stride, a->pad, sum,  kind == CONV_FWD && a->b};
+  int64_t key[DNN_KEY_WORDS] = {kind,      k->threads, a->x_dtype,    a->N,
+                                a->H,      a->W,       a->C,          a->O,
+                                a->Ho,     a->Wo,      a->kh,         a->kw,
+                                a->stride, a->pad,     adds(kind, a), kind == CONV_FWD && a->b};
   bool is_new;
   dnn_entry *e = dnn_find(k, key, &is_new);
   if (!e || !is_new) return e;
@@ -165,11 +117,11 @@ static dnn_entry *conv_entry(ii_kctx *k, conv_kind kind, const ii_conv2d_args *a
   dnnl_status_t s = mds_init(&m, kind, a);
   if (s == dnnl_success) {
     s = conv_pd(&pd, kind, &m, engine);
-    e->refused = is_refused(kind, a, s, pd);
+    bool half = a->x_dtype == II_BF16;
+    e->refused = half && (s == dnnl_unimplemented || (s == dnnl_success && dnn_is_reference(pd)));
     if (e->refused) s = dnnl_success;
   }
-  if (s == dnnl_success && !e->refused)
-    s = conv_finish(e, kind, &m, sum && !to_library(kind), pd, engine);
+  if (s == dnnl_success && !e->refused) s = conv_finish(e, kind, &m, pd, engine);
   if (pd) dnnl_primitive_desc_destroy(pd);
   mds_free(&m);
   if (s == dnnl_success) return e;
@@ -178,20 +130,17 @@ static dnn_entry *conv_entry(ii_kctx *k, conv_kind kind, const ii_conv2d_args *a
   return NULL;
 }
 
-/* Runs the entry on images x and y and stored weights w, reordering w before or after. */
-static int conv_run(ii_kctx *k, conv_kind kind, const dnn_entry *e, const void *x, void *w,
-                    const void *y, const void *b) {
+/* Runs the entry on images x and y and the stored weights w. */
+static int conv_run(ii_kctx *k, const dnn_entry *e, const void *x, const void *w, const void *y,
+                    const void *b) {
   size_t scratch = e->main.scratch > e->reorder.scratch ? e->main.scratch : e->reorder.scratch;
   char *memory = ii_cpu_scratch(k, II_SLOT_LIBRARY, e->reordered + scratch);
   if (!memory) return 1;
-  void *own = e->reordered ? memory : w; /* the weights as the library has them */
-  void *pad = memory + e->reordered;
-  void *before[] = {w, own}, *after[] = {own, w};
-  void *args[] = {(void *)x, own, (void *)y, (void *)b};
-  if (e->reordered && to_library(kind) && dnn_run(k, &e->reorder, before, pad)) return 1;
-  if (dnn_run(k, &e->main, args, pad)) return 1;
-  if (e->reordered && !to_library(kind)) return dnn_run(k, &e->reorder, after, pad);
-  return 0;
+  void *reorder[] = {(void *)w, memory};
+  void *args[] = {(void *)x, e->reordered ? memory : (void *)w, (void *)y, (void *)b};
+  void *rest = memory + e->reordered;
+  if (e->reordered && dnn_run(k, &e->reorder, reorder, rest)) return 1;
+  return dnn_run(k, &e->main, args, rest);
 }
 
 static int64_t x_count(const ii_conv2d_args *a) {
@@ -214,7 +163,7 @@ static float *to_f32(ii_kctx *k, int slot, int64_t n, const void *src) {
 int ii_onednn_conv2d_fwd(ii_kctx *k, const ii_conv2d_args *a) {
   dnn_entry *e = conv_entry(k, CONV_FWD, a);
   if (!e) return 1;
-  if (!e->refused) return conv_run(k, CONV_FWD, e, a->x, (void *)a->w, a->y, a->b);
+  if (!e->refused) return conv_run(k, e, a->x, a->w, a->y, a->b);
   ii_conv2d_args f = *a;
   f.x_dtype = II_F32;
   f.x = to_f32(k, II_SLOT_CONVERT_A, x_count(a), a->x);
@@ -230,8 +179,7 @@ int ii_onednn_conv2d_fwd(ii_kctx *k, const ii_conv2d_args *a) {
 int ii_onednn_conv2d_bwd_data(ii_kctx *k, const ii_conv2d_args *a) {
   dnn_entry *e = conv_entry(k, CONV_BWD_DATA, a);
   if (!e) return 1;
-  if (!e->refused && !a->acc_gx)
-    return conv_run(k, CONV_BWD_DATA, e, a->gx, (void *)a->w, a->gy, NULL);
+  if (!e->refused && !a->acc_gx) return conv_run(k, e, a->gx, a->w, a->gy, NULL);
   ii_conv2d_args f = *a;
   f.gx = ii_cpu_scratch(k, II_SLOT_RESULT, (size_t)x_count(a) * sizeof(float));
   if (!f.gx) return 1;
@@ -241,20 +189,9 @@ int ii_onednn_conv2d_bwd_data(ii_kctx *k, const ii_conv2d_args *a) {
     f.gy = to_f32(k, II_SLOT_CONVERT_A, y_count(a), a->gy);
     f.w = to_f32(k, II_SLOT_CONVERT_B, w_count(a), a->w);
     if (!f.gy || !f.w || ii_onednn_conv2d_bwd_data(k, &f)) return 1;
-  } else if (conv_run(k, CONV_BWD_DATA, e, f.gx, (void *)f.w, f.gy, NULL)) {
+  } else if (conv_run(k, e, f.gx, a->w, a->gy, NULL)) {
     return 1;
   }
   ii_cpu_convert(k, x_count(a), II_F32, f.gx, a->x_dtype, a->gx, a->acc_gx);
   return 0;
-}
-
-int ii_onednn_conv2d_bwd_weights(ii_kctx *k, const ii_conv2d_args *a) {
-  dnn_entry *e = conv_entry(k, CONV_BWD_WEIGHTS, a);
-  if (!e) return 1;
-  if (!e->refused) return conv_run(k, CONV_BWD_WEIGHTS, e, a->x, a->gw, a->gy, NULL);
-  ii_conv2d_args f = *a;
-  f.x_dtype = II_F32;
-  f.x = to_f32(k, II_SLOT_CONVERT_A, x_count(a), a->x);
-  f.gy = to_f32(k, II_SLOT_CONVERT_B, y_count(a), a->gy);
-  return !f.x || !f.gy || ii_onednn_conv2d_bwd_weights(k, &f);
 }

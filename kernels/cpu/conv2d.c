@@ -38,25 +38,49 @@ static int64_t pixels(const ii_conv2d_args *a) {
   return a->N * a->Ho * a->Wo;
 }
 
-#ifdef II_REAL_F64
+enum {
+  SLOT_COLUMNS = 0,
+  SLOT_WEIGHTS = 1,
+  COLUMN_BYTES = 8 << 20 /* about so much is gathered before it is multiplied */
+};
 
-enum { SLOT_COLUMNS = 0, SLOT_WEIGHTS = 1 };
-
+/* Elements of a window: the length of a columns row. */
 static int64_t window(const ii_conv2d_args *a) {
   return (int64_t)a->kh * a->kw * a->C;
 }
 
-/* Copies weights between the stored O,C,kh,kw and O,kh,kw,C, the order of a columns row. */
-static void weights_to_rows(const ii_conv2d_args *a, const real *w, real *rows) {
-  int64_t taps = (int64_t)a->kh * a->kw;
-  for (int64_t o = 0; o < a->O; o++)
-    for (int64_t c = 0; c < a->C; c++)
-      for (int64_t t = 0; t < taps; t++)
-        rows[(o * taps + t) * a->C + c] = w[(o * a->C + c) * taps + t];
+/* One row of a window: kw pixels from column w on (may lie outside) of an image row, or NULL. */
+static void copy_row(const ii_conv2d_args *a, const char *row, int64_t w, char *dst) {
+  size_t pixel = (size_t)a->C * ii_dtype_size(a->x_dtype);
+  int64_t begin = w < 0 ? -w : 0, end = a->W - w < a->kw ? a->W - w : a->kw;
+  if (!row || begin >= end) begin = end = a->kw;
+  memset(dst, 0, (size_t)begin * pixel);
+  if (begin < end)
+    memcpy(dst + (size_t)begin * pixel, row + (w + begin) * (int64_t)pixel,
+           (size_t)(end - begin) * pixel);
+  memset(dst + (size_t)end * pixel, 0, (size_t)(a->kw - end) * pixel);
 }
 
-static void rows_to_weights(const ii_conv2d_args *a, const real *rows, real *w) {
+/* col[images*Ho*Wo, kh, kw, C] of consecutive images from x on; windows reach into zero padding. */
+static void image_to_columns(ii_kctx *k, const ii_conv2d_args *a, int64_t images, const char *x,
+                             char *col) {
+  const size_t size = ii_dtype_size(a->x_dtype);
+  const int64_t part = a->kw * a->C * (int64_t)size, line = a->W * a->C * (int64_t)size;
+#pragma omp parallel for num_threads(k->threads) schedule(static)
+  for (int64_t row = 0; row < images * a->Ho; row++) {
+    const char *image = x + row / a->Ho * a->H * line;
+    int64_t h = row % a->Ho * a->stride - a->pad;
+    char *dst = col + row * a->Wo * a->kh * part;
+    for (int64_t w = -a->pad; w < a->Wo * a->stride - a->pad; w += a->stride)
+      for (int i = 0; i < a->kh; i++, dst += part)
+        copy_row(a, h + i >= 0 && h + i < a->H ? image + (h + i) * line : NULL, w, dst);
+  }
+}
+
+/* Adds (acc_gw) or writes weights of the order O,kh,kw,C of the columns as the stored O,C,kh,kw. */
+static void rows_to_weights(ii_kctx *k, const ii_conv2d_args *a, const real *rows, real *w) {
   int64_t taps = (int64_t)a->kh * a->kw;
+#pragma omp parallel for num_threads(k->threads) schedule(static)
   for (int64_t o = 0; o < a->O; o++)
     for (int64_t c = 0; c < a->C; c++)
       for (int64_t t = 0; t < taps; t++) {
@@ -65,21 +89,56 @@ static void rows_to_weights(const ii_conv2d_args *a, const real *rows, real *w) 
       }
 }
 
-/* col[Ho*Wo, kh, kw, C] of one image; windows reach into zero padding. */
-static void image_to_columns(ii_kctx *k, const ii_conv2d_args *a, const real *x, real *col) {
-  size_t bytes = (size_t)a->C * sizeof *x;
-#pragma omp parallel for num_threads(k->threads) schedule(static)
-  for (int64_t p = 0; p < a->Ho * a->Wo; p++) {
-    real *dst = col + p * window(a);
-    for (int i = 0; i < a->kh; i++)
-      for (int j = 0; j < a->kw; j++, dst += a->C) {
-        int64_t h = p / a->Wo * a->stride - a->pad + i, w = p % a->Wo * a->stride - a->pad + j;
-        if (h >= 0 && h < a->H && w >= 0 && w < a->W)
-          memcpy(dst, x + (h * a->W + w) * a->C, bytes);
-        else
-          memset(dst, 0, bytes);
-      }
+/* Scratch for the columns of some images and for the weights as rows. */
+static int get_scratch(ii_kctx *k, const ii_conv2d_args *a, int64_t images, void **col,
+                       real **rows) {
+  size_t column_count = (size_t)(images * a->Ho * a->Wo * window(a));
+  *col = ii_cpu_scratch(k, SLOT_COLUMNS, column_count * ii_dtype_size(a->x_dtype));
+  *rows = ii_cpu_scratch(k, SLOT_WEIGHTS, (size_t)w_count(a) * sizeof(real));
+  return !*col || !*rows;
+}
+
+/* gw = gy^T columns, some images at a time. For every type: oneDNN's own kernels synchronise their
+ * threads by spinning, which costs a time slice each when other threads want the processors, and
+ * version 2.6 leaves garbage in the taps that meet only padding on processors with AMX. */
+static int backward_weights(ii_kctx *k, const ii_conv2d_args *a) {
+  const int64_t size = (int64_t)ii_dtype_size(a->x_dtype), outputs = a->Ho * a->Wo;
+  int64_t together = COLUMN_BYTES / (outputs * window(a) * size);
+  if (together < 1) together = 1;
+  if (together > a->N) together = a->N;
+  void *col;
+  real *rows;
+  if (get_scratch(k, a, together, &col, &rows)) return 1;
+  for (int64_t n = 0; n < a->N; n += together) {
+    int64_t images = a->N - n < together ? a->N - n : together;
+    image_to_columns(k, a, images, (const char *)a->x + n * a->H * a->W * a->C * size, col);
+    matrix_product p = {.ab_dtype = a->x_dtype,
+                        .c_dtype = II_REAL_DTYPE,
+                        .batch = 1,
+                        .M = a->O,
+                        .N = window(a),
+                        .K = images * outputs,
+                        .trans_a = true,
+                        .accumulate = n > 0,
+                        .alpha = 1,
+                        .a = (const char *)a->gy + n * outputs * a->O * size,
+                        .b = col,
+                        .c = rows};
+    if (multiply(k, &p)) return 1;
   }
+  rows_to_weights(k, a, rows, a->gw);
+  return 0;
+}
+
+#ifdef II_REAL_F64
+
+/* The stored weights O,C,kh,kw in the order O,kh,kw,C of the columns. */
+static void weights_to_rows(const ii_conv2d_args *a, const real *w, real *rows) {
+  int64_t taps = (int64_t)a->kh * a->kw;
+  for (int64_t o = 0; o < a->O; o++)
+    for (int64_t c = 0; c < a->C; c++)
+      for (int64_t t = 0; t < taps; t++)
+        rows[(o * taps + t) * a->C + c] = w[(o * a->C + c) * taps + t];
 }
 
 /* Adds to one input pixel (h,w) what the columns that saw it hold. */
@@ -105,16 +164,10 @@ static void columns_to_image(ii_kctx *k, const ii_conv2d_args *a, const real *co
   }
 }
 
-/* Scratch for the columns of one image and for the weights as rows. */
-static int get_scratch(ii_kctx *k, const ii_conv2d_args *a, real **col, real **rows) {
-  *col = ii_cpu_scratch(k, SLOT_COLUMNS, (size_t)(a->Ho * a->Wo * window(a)) * sizeof(real));
-  *rows = ii_cpu_scratch(k, SLOT_WEIGHTS, (size_t)w_count(a) * sizeof(real));
-  return !*col || !*rows;
-}
-
 static int forward(ii_kctx *k, const ii_conv2d_args *a) {
-  real *col, *rows;
-  if (get_scratch(k, a, &col, &rows)) return 1;
+  void *col;
+  real *rows;
+  if (get_scratch(k, a, 1, &col, &rows)) return 1;
   weights_to_rows(a, a->w, rows);
   matrix_product p = {.batch = 1,
                       .M = a->Ho * a->Wo,
@@ -126,7 +179,7 @@ static int forward(ii_kctx *k, const ii_conv2d_args *a) {
                       .b = rows,
                       .bias = a->b};
   for (int64_t n = 0; n < a->N; n++) {
-    image_to_columns(k, a, (const real *)a->x + n * a->H * a->W * a->C, col);
+    image_to_columns(k, a, 1, (const char *)((const real *)a->x + n * a->H * a->W * a->C), col);
     p.c = (real *)a->y + n * p.M * a->O;
     if (multiply(k, &p)) return 1;
   }
@@ -134,8 +187,9 @@ static int forward(ii_kctx *k, const ii_conv2d_args *a) {
 }
 
 static int backward_data(ii_kctx *k, const ii_conv2d_args *a) {
-  real *col, *rows;
-  if (get_scratch(k, a, &col, &rows)) return 1;
+  void *col;
+  real *rows;
+  if (get_scratch(k, a, 1, &col, &rows)) return 1;
   weights_to_rows(a, a->w, rows);
   matrix_product p = {
       .batch = 1, .M = a->Ho * a->Wo, .N = window(a), .K = a->O, .alpha = 1, .b = rows, .c = col};
@@ -147,27 +201,6 @@ static int backward_data(ii_kctx *k, const ii_conv2d_args *a) {
   return 0;
 }
 
-static int backward_weights(ii_kctx *k, const ii_conv2d_args *a) {
-  real *col, *rows;
-  if (get_scratch(k, a, &col, &rows)) return 1;
-  matrix_product p = {.batch = 1,
-                      .M = a->O,
-                      .N = window(a),
-                      .K = a->Ho * a->Wo,
-                      .trans_a = true,
-                      .alpha = 1,
-                      .b = col,
-                      .c = rows};
-  for (int64_t n = 0; n < a->N; n++) {
-    image_to_columns(k, a, (const real *)a->x + n * a->H * a->W * a->C, col);
-    p.a = (const real *)a->gy + n * p.K * a->O;
-    p.accumulate = n > 0;
-    if (multiply(k, &p)) return 1;
-  }
-  rows_to_weights(a, rows, a->gw);
-  return 0;
-}
-
 #else
 
 static int forward(ii_kctx *k, const ii_conv2d_args *a) {
@@ -175,9 +208,6 @@ static int forward(ii_kctx *k, const ii_conv2d_args *a) {
 }
 static int backward_data(ii_kctx *k, const ii_conv2d_args *a) {
   return ii_onednn_conv2d_bwd_data(k, a);
-}
-static int backward_weights(ii_kctx *k, const ii_conv2d_args *a) {
-  return ii_onednn_conv2d_bwd_weights(k, a);
 }
 
 #endif
