@@ -17,6 +17,7 @@
 #define II_VEC_BYTES 64
 #elif defined(__AVX__) || defined(II_REAL_F64)
 #define II_VEC_BYTES 32
+#pragma GCC diagnostic ignored "-Wpsabi" /* such vectors are passed between inlined functions only */
 #else
 #define II_VEC_BYTES 16
 #endif

@@ -164,12 +164,14 @@ static void store_taps(const ii_dcn_plan *p, ii_dcn_work *w, int64_t row, int64_
     store_list(a->om_dtype, a->acc_gmask, a->gmask, mask, a->mask_row, count, p->K, w->gm);
 }
 
-/* gy of `count` pixels with Dp channels each: in place, or in w->rows. */
+/* gy of `count` pixels with Dp channels each: in place, or in w->rows. A chunk that is shorter than
+ * the others is copied too, because the taps that pad its list may read any pixel of a full one. */
 static const real *load_gy(const ii_dcn_plan *p, ii_dcn_work *w, int64_t at, int64_t count,
                            int64_t *step) {
   const ii_dcn_args *a = p->a;
   *step = a->C;
-  if (a->x_dtype == II_REAL_DTYPE && p->D == p->Dp) return (const real *)a->gy + at;
+  if (a->x_dtype == II_REAL_DTYPE && p->D == p->Dp && count == p->chunk)
+    return (const real *)a->gy + at;
   *step = p->Dp;
   for (int64_t i = 0; i < count; i++) {
     real *row = w->rows + i * p->Dp;

@@ -80,7 +80,8 @@ int II_FN(dcn_prepare)(ii_kctx *k, const ii_dcn_args *a, bool backward, ii_dcn_p
     return ii_kernel_error(k, "dcn: an image of %lld x %lld is too large; split it into tiles",
                            (long long)a->H, (long long)a->W);
   p->chunk = p->K && p->K < CHUNK_TAPS ? CHUNK_TAPS / p->K : 1;
-  if (p->chunk > a->Wo) p->chunk = a->Wo > 0 ? a->Wo : 1;
+  int64_t chunks = (a->Wo + p->chunk - 1) / p->chunk; /* of equal length, if possible */
+  p->chunk = a->Wo > 0 ? (a->Wo + chunks - 1) / chunks : 1;
   p->cap = ii_dcn_padded(p, p->chunk);
   arena m = {0};
   ii_dcn_work *w = take(&m, k->threads, sizeof *w);
