@@ -27,6 +27,7 @@ typedef struct {
   int64_t images;          /* seen in training, repetitions counted */
   int64_t seed;
   int64_t bad_files;       /* failures to decode a training image */
+  int64_t validated_step;  /* step of the last validation; below 0: none yet */
   double best_top1;        /* percent; below 0: not validated yet */
   int64_t best_is_ema;     /* whether the moving average reached it (0, 1) */
   double loss_sum;         /* of the steps since the last record of metrics.jsonl */

@@ -10,10 +10,11 @@ typedef struct {
   char path[2048];
 } ii_metrics;
 
-/* Opens dir/metrics.jsonl for appending. Lines of steps after last_step (left by a run that went on
- * past the checkpoint this one resumes from) and incomplete lines are dropped first, atomically.
- * Errors: II_ERR_IO. */
-ii_status ii_metrics_open(ii_metrics *m, const char *dir, int64_t last_step, ii_error *err);
+/* Opens dir/metrics.jsonl for appending. What a run that went on past the checkpoint this one resumes
+ * from left behind is dropped first, atomically: training lines of steps after last_step, validation
+ * lines of steps after last_validation, incomplete lines. Errors: II_ERR_IO. */
+ii_status ii_metrics_open(ii_metrics *m, const char *dir, int64_t last_step,
+                          int64_t last_validation, ii_error *err);
 void ii_metrics_close(ii_metrics *m);
 
 typedef struct {

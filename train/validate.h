@@ -23,6 +23,7 @@ double ii_top1(const ii_accuracy *a);
 double ii_top5(const ii_accuracy *a);
 
 typedef struct {
+  int64_t img_size;                /* side of the loader's images */
   const int32_t *label_of;         /* NULL, or the model's class for each class of the data set */
   int64_t *class_images;           /* NULL, or [model classes] to count into, by true class */
   int64_t *class_correct;          /* NULL, or [model classes]: top-1 */

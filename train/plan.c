@@ -1,0 +1,115 @@
+#include "train/plan.h"
+#include <inttypes.h>
+#include <stdio.h>
+#include "autograd/tape.h"
+#include "train/setup.h"
+
+/* One image through the model, counting. */
+static void count_macs(ii_model *model, ii_ctx *c, ii_plan *plan) {
+  const int meta = ii_model_get_config(model)->meta_dims[0];
+  const int64_t size = plan->img_size;
+  ii_tensor *m = meta ? ii_tensor_new(c, II_F32, 2, (int64_t[]){1, II_META_VALUES}) : NULL;
+  c->macs = c->dcn_macs = 0;
+  ii_model_forward(model, ii_tensor_new(c, II_F32, 4, (int64_t[]){1, size, size, 3}), m, NULL);
+  plan->macs = c->macs + c->dcn_macs;
+  ii_tape_reset(c);
+}
+
+/* What the trainer does in a step, in shapes alone. */
+static void plan_step(ii_model *model, ii_optimizer *o, const ii_schedule *s, ii_ctx *c,
+                      const ii_config *cfg) {
+  const int64_t n = cfg->data.batch_size, size = cfg->data.img_size;
+  ii_step_report report;
+  ii_tensor *meta = NULL;
+  c->training = c->recording = true;
+  float *none = NULL; /* nothing is copied in plan mode */
+  ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){n, size, size, 3}, none);
+  if (cfg->model.meta_dims.count)
+    meta = ii_tensor_from_host(c, II_F32, 2, (int64_t[]){n, II_META_VALUES}, none);
+  ii_tensor *labels = ii_tensor_from_host(c, II_I32, 1, &n, none);
+  ii_tensor *logits = ii_model_forward(model, x, meta, NULL);
+  ii_tensor *loss = ii_smooth_cross_entropy(c, logits, labels, cfg->train.label_smoothing);
+  ii_backward(c, loss, 1.0);
+  ii_tape_reset(c);
+  ii_optimizer_step(o, s, 0, &report);
+}
+
+static ii_status run(const ii_config *cfg, ii_ctx *c, ii_plan *plan, ii_error *err) {
+  const ii_model_config m = ii_setup_model(cfg);
+  ii_model *model = ii_model_create(c, &m, err);
+  if (!model) return err->status;
+  ii_params *params = ii_model_params(model);
+  const ii_optimizer_options options = ii_setup_optimizer(cfg);
+  const ii_schedule schedule = ii_setup_schedule(cfg, cfg->train.accumulation_steps);
+  ii_optimizer o = {0};
+  plan->parameters = ii_params_numel(params);
+  count_macs(model, c, plan);
+  if (ii_optimizer_init(&o, params, &options) == II_OK) {
+    /* the second step is like all that follow */
+    plan_step(model, &o, &schedule, c, cfg);
+    ii_pool_reset_peak(&c->pool);
+    plan_step(model, &o, &schedule, c, cfg);
+    for (int i = 0; i < II_MEM_CLASSES; i++) plan->memory[i] = c->pool.peak_by_class[i];
+    plan->memory_total = c->pool.peak;
+    ii_optimizer_destroy(&o);
+  }
+  ii_model_destroy(model);
+  return ii_ok(c) ? II_OK : ii_error_set(err, c->err.status, "%s", c->err.text);
+}
+
+ii_status ii_plan_make(const ii_config *cfg, ii_device device, ii_plan *plan, ii_error *err) {
+  const ii_dtype compute = ii_setup_compute(cfg, device);
+  *plan = (ii_plan){.batch = cfg->data.batch_size,
+                    .img_size = cfg->data.img_size,
+                    .bf16 = compute == II_BF16};
+  ii_ctx *c = ii_ctx_open(&(ii_ctx_options){.device = device,
+                                            .threads = 1,
+                                            .real = II_F32,
+                                            .compute = compute,
+                                            .plan = true},
+                          err);
+  if (!c) return err->status;
+  ii_status s = run(cfg, c, plan, err);
+  ii_ctx_close(c);
+  return s;
+}
+
+/* ---- output ----------------------------------------------------------------------------------*/
+
+static void print_text(const ii_plan *p, FILE *to) {
+  fprintf(to, "parameters      %15" PRId64 "  (%.2f M)\n", p->parameters,
+          1e-6 * (double)p->parameters);
+  fprintf(to, "multiply-adds   %15" PRId64 "  (%.2f G, one image of %" PRId64 " x %" PRId64 ")\n",
+          p->macs, 1e-9 * (double)p->macs, p->img_size, p->img_size);
+  fprintf(to, "memory at the peak of a training step, batch %" PRId64 ", %s:\n", p->batch,
+          p->bf16 ? "bf16" : "fp32");
+  for (int i = 0; i < II_MEM_CLASSES; i++)
+    fprintf(to, "  %-22s%9.3f GiB\n", ii_mem_class_name((ii_mem_class)i),
+            (double)p->memory[i] / (double)(1 << 30));
+  fprintf(to, "  %-22s%9.3f GiB", "total", (double)p->memory_total / (double)(1 << 30));
+}
+
+static void print_json(const ii_plan *p, FILE *to) {
+  fprintf(to, "{\"parameters\": %" PRId64 ", \"macs\": %" PRId64 ", \"memory\": {", p->parameters,
+          p->macs);
+  for (int i = 0; i < II_MEM_CLASSES; i++)
+    fprintf(to, "\"%s\": %" PRId64 ", ", ii_mem_class_name((ii_mem_class)i), p->memory[i]);
+  fprintf(to, "\"total\": %" PRId64 "}}", p->memory_total);
+}
+
+static ii_status to_text(const ii_plan *p, void (*print)(const ii_plan *, FILE *), char **text,
+                         ii_error *err) {
+  size_t size;
+  FILE *f = open_memstream(text, &size);
+  if (!f) return ii_error_set(err, II_ERR_MEMORY, "out of host memory");
+  print(p, f);
+  return fclose(f) == 0 ? II_OK : ii_error_set(err, II_ERR_MEMORY, "out of host memory");
+}
+
+ii_status ii_plan_text(const ii_plan *p, char **text, ii_error *err) {
+  return to_text(p, print_text, text, err);
+}
+
+ii_status ii_plan_json(const ii_plan *p, char **text, ii_error *err) {
+  return to_text(p, print_json, text, err);
+}

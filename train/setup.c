@@ -1,0 +1,167 @@
+#include "train/setup.h"
+#include <string.h>
+
+static ii_status open_dataset(const ii_config *cfg, bool train, ii_dataset **d, ii_error *err) {
+  char path[2 * II_CONFIG_STRING + 8];
+  const char *root = cfg->data.root, *list = train ? cfg->data.train_list : cfg->data.val_list;
+  if (cfg->data.format == ii_data_format_folder) {
+    snprintf(path, sizeof path, "%s/%s", root, train ? "train" : "val");
+    return ii_dataset_open_folder(path, d, err);
+  }
+  snprintf(path, sizeof path, "%s/%s", root, list);
+  return ii_dataset_open_list(list[0] == '/' ? list : path, root, cfg->model.num_classes, d, err);
+}
+
+ii_status ii_setup_dataset(const ii_config *cfg, bool train, ii_dataset **d, ii_error *err) {
+  *d = NULL;
+  if (!*cfg->data.root)
+    return ii_error_set(err, II_ERR_ARG,
+                        "no data set: --set data.root=FOLDER names the folder with train/ and val/");
+  if (open_dataset(cfg, train, d, err) != II_OK)
+    return ii_error_prefix(err, "%s images (data.root = \"%.200s\")",
+                           train ? "training" : "validation", cfg->data.root);
+  if (cfg->model.meta_dims.count && !ii_dataset_has_meta(*d)) {
+    ii_dataset_free(*d);
+    *d = NULL;
+    return ii_error_set(err, II_ERR_ARG, "model.meta_dims needs list files with month, latitude "
+                                         "and longitude");
+  }
+  return II_OK;
+}
+
+static ii_transform transform_of(const ii_config *cfg, bool train) {
+  ii_transform t = ii_transform_default(cfg->data.img_size, train);
+  bool bicubic = cfg->data.interpolation == ii_data_interpolation_bicubic;
+  t.filter = bicubic ? II_FILTER_BICUBIC : II_FILTER_BILINEAR;
+  for (int i = 0; i < 3; i++) {
+    t.mean[i] = cfg->data.mean.v[i];
+    t.std[i] = cfg->data.std.v[i];
+  }
+  for (int i = 0; i < 2; i++) {
+    t.scale[i] = cfg->data.crop_scale.v[i];
+    t.ratio[i] = cfg->data.crop_ratio.v[i];
+  }
+  t.flip_prob = cfg->data.hflip;
+  t.small_crop = cfg->data.small_crop;
+  t.centre_crop = cfg->data.test_crop;
+  return t;
+}
+
+ii_loader_config ii_setup_loader(const ii_config *cfg, const ii_dataset *d, bool train) {
+  int64_t batch = train ? cfg->data.batch_size : cfg->data.eval_batch_size;
+  ii_loader_config l = ii_loader_config_default(d, transform_of(cfg, train), batch);
+  l.decode.apply_orientation = train ? cfg->data.train_exif == ii_data_train_exif_apply
+                                     : cfg->data.eval_exif == ii_data_eval_exif_apply;
+  l.seed = (uint64_t)cfg->train.seed;
+  l.threads = (int)cfg->data.workers;
+  l.prefetch = (int)cfg->data.prefetch;
+  return l;
+}
+
+ii_model_config ii_setup_model(const ii_config *cfg) {
+  ii_model_config m;
+  ii_model_config_defaults(&m);
+  m.core_op = cfg->model.core_op == ii_model_core_op_DCNv4 ? II_DCNV4 : II_DCNV3;
+  m.channels = (int)cfg->model.channels;
+  for (int i = 0; i < II_STAGES; i++) {
+    m.depths[i] = (int)cfg->model.depths.v[i];
+    m.groups[i] = (int)cfg->model.groups.v[i];
+  }
+  m.kernel_size = (int)cfg->model.kernel_size;
+  m.dw_kernel_size = (int)cfg->model.dw_kernel_size;
+  m.mlp_ratio = cfg->model.mlp_ratio;
+  m.drop_path_rate = cfg->model.drop_path_rate;
+  m.layer_scale = cfg->model.layer_scale;
+  m.offset_scale = cfg->model.offset_scale;
+  m.post_norm = cfg->model.post_norm;
+  m.res_post_norm = cfg->model.res_post_norm;
+  m.center_feature_scale = cfg->model.center_feature_scale;
+  m.remove_center = cfg->model.remove_center;
+  m.level2_post_norm_count = (int)cfg->model.level2_post_norm_block_ids.count;
+  for (int i = 0; i < m.level2_post_norm_count; i++)
+    m.level2_post_norm_ids[i] = (int)cfg->model.level2_post_norm_block_ids.v[i];
+  m.dcn_output_bias = cfg->model.dcn_output_bias;
+  m.mlp_fc2_bias = cfg->model.mlp_fc2_bias;
+  m.use_clip_projector = cfg->model.use_clip_projector;
+  m.clip_channels = (int)cfg->model.clip_embed_dim;
+  m.clip_heads = (int)cfg->model.clip_heads;
+  m.clip_out = (int)cfg->model.clip_out_dim;
+  m.cls_scale = cfg->model.cls_scale;
+  m.num_classes = (int)cfg->model.num_classes;
+  for (int i = 0; i < 2; i++) m.meta_dims[i] = (int)cfg->model.meta_dims.v[i];
+  m.checkpoint = cfg->model.checkpoint;
+  return m;
+}
+
+ii_dtype ii_setup_compute(const ii_config *cfg, ii_device device) {
+  if (cfg->train.amp == ii_train_amp_auto) return device == II_CPU ? II_F32 : II_BF16;
+  return cfg->train.amp == ii_train_amp_bf16 ? II_BF16 : II_F32;
+}
+
+/* base, warm-up and minimum rate grow with the images of an update. */
+static double lr_factor(const ii_config *cfg) {
+  return ii_schedule_lr_factor(cfg->data.batch_size * cfg->train.accumulation_steps,
+                               cfg->train.lr_reference_batch);
+}
+
+ii_schedule ii_setup_schedule(const ii_config *cfg, int64_t steps_per_epoch) {
+  const double factor = lr_factor(cfg);
+  return (ii_schedule){.kind = (ii_schedule_kind)cfg->train.schedule,
+                       .epochs = cfg->train.epochs,
+                       .steps_per_epoch = steps_per_epoch,
+                       .accumulation = cfg->train.accumulation_steps,
+                       .warmup_epochs = cfg->train.warmup_epochs,
+                       .warmup_lr = cfg->train.warmup_lr * factor,
+                       .min_lr = cfg->train.min_lr * factor,
+                       .linear_min_rate = cfg->train.linear_min_rate,
+                       .decay_epochs = cfg->train.decay_epochs,
+                       .decay_rate = cfg->train.decay_rate};
+}
+
+ii_optimizer_options ii_setup_optimizer(const ii_config *cfg) {
+  ii_optimizer_options o = {.kind = (ii_optimizer_kind)cfg->train.optimizer,
+                            .base_lr = cfg->train.base_lr * lr_factor(cfg),
+                            .beta1 = cfg->train.betas.v[0],
+                            .beta2 = cfg->train.betas.v[1],
+                            .eps = cfg->train.eps,
+                            .momentum = cfg->train.momentum,
+                            .nesterov = cfg->train.nesterov,
+                            .clip_grad = cfg->train.clip_grad,
+                            .ema = cfg->train.ema,
+                            .ema_decay = cfg->train.ema_decay};
+  o.rules = (ii_param_rules){.weight_decay = cfg->train.weight_decay,
+                             .lr_layer_decay = cfg->train.lr_layer_decay,
+                             .layer_decay_ratio = cfg->train.lr_layer_decay_ratio,
+                             .dcn_lr_mul = cfg->train.dcn_lr_mul};
+  for (int i = 0; i < II_PARAM_STAGES; i++) o.rules.depths[i] = cfg->model.depths.v[i];
+  for (int64_t i = 0; i < cfg->train.freeze_stages.count; i++)
+    o.rules.frozen[cfg->train.freeze_stages.v[i]] = true;
+  return o;
+}
+
+ii_status ii_setup_classes(ii_config *cfg, const ii_dataset *d, const ii_say *say, ii_error *err) {
+  const int64_t found = ii_dataset_num_classes(d), wanted = cfg->model.num_classes;
+  const char *first;
+  const int64_t ignored = ii_dataset_ignored(d, &first);
+  if (ignored)
+    ii_say_line(say, II_SAY_WARNING, "%lld files that are not images were left out, e.g. %s",
+                (long long)ignored, first);
+  if (wanted == 0) {
+    if (found < 2)
+      return ii_error_set(err, II_ERR_ARG, "the data set has %lld class; at least two are needed",
+                          (long long)found);
+    cfg->model.num_classes = found;
+    return II_OK;
+  }
+  if (found > wanted)
+    return ii_error_set(err, II_ERR_ARG,
+                        "the data set has %lld classes, model.num_classes = %lld; "
+                        "--set model.num_classes=0 takes the number of the data set",
+                        (long long)found, (long long)wanted);
+  if (found < wanted)
+    ii_say_line(say, II_SAY_WARNING,
+                "the data set has %lld classes and the model %lld: the outputs from %lld on get no "
+                "images; --set model.num_classes=0 takes the number of the data set",
+                (long long)found, (long long)wanted, (long long)found);
+  return II_OK;
+}

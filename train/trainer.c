@@ -1,0 +1,170 @@
+/* The loop. */
+#include <math.h>
+#include <string.h>
+#include "autograd/tape.h"
+#include "train/setup.h"
+#include "train/trainer_priv.h"
+
+static ii_status context_status(const ii_trainer *t, ii_error *err) {
+  if (ii_ok(t->ctx)) return II_OK;
+  return ii_error_set(err, t->ctx->err.status, "step %lld: %s", (long long)t->state.step,
+                      t->ctx->err.text);
+}
+
+/* Loss or gradients that are not numbers: the step is not part of any checkpoint. */
+static ii_status not_finite(const ii_trainer *t, const char *what, double value, const ii_batch *b,
+                            ii_error *err) {
+  char image[II_PATH_MAX];
+  ii_dataset_path(t->train_set, b->samples[0], image);
+  return ii_error_set(err, II_ERR_ARG,
+                      "%s is %g at step %lld (epoch %lld, batch %lld, images such as %.300s): "
+                      "training stopped, and the checkpoints in %.300s are as they were; a lower "
+                      "train.base_lr or train.clip_grad usually helps",
+                      what, value, (long long)t->state.step, (long long)b->epoch + 1,
+                      (long long)b->index, image, t->dir);
+}
+
+/* Forward and backward of one batch; its loss. */
+static double run_batch(ii_trainer *t, const ii_batch *b) {
+  ii_ctx *c = t->ctx;
+  const int64_t size = t->cfg->data.img_size;
+  double value = 0;
+  ii_tensor *meta = NULL;
+  c->training = c->recording = true;
+  c->step = (uint64_t)t->state.step;
+  c->draw = 0;
+  ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){b->count, size, size, 3}, b->images);
+  ii_tensor *labels = ii_tensor_from_host(c, II_I32, 1, &b->count, b->labels);
+  if (t->cfg->model.meta_dims.count)
+    meta = ii_tensor_from_host(c, II_F32, 2, (int64_t[]){b->count, II_META_VALUES}, b->meta);
+  ii_tensor *logits = ii_model_forward(t->model, x, meta, NULL);
+  ii_tensor *loss = ii_smooth_cross_entropy(c, logits, labels, t->cfg->train.label_smoothing);
+  if (ii_ok(c)) ii_tensor_read_f64(c, loss, &value);
+  if (isfinite(value)) ii_backward(c, loss, 1.0 / (double)t->schedule.accumulation);
+  ii_tape_reset(c);
+  return value;
+}
+
+static ii_status train_step(ii_trainer *t, ii_error *err) {
+  ii_train_state *s = &t->state;
+  const ii_batch *b;
+  const double begin = ii_trainer_now();
+  II_TRY(ii_loader_next(t->loader, &b, err));
+  const double waited = ii_trainer_now() - begin;
+  II_ASSERT(b->epoch == s->epoch && b->index == s->batch, "batch %lld of epoch %lld, not %lld of "
+            "%lld", (long long)b->index, (long long)b->epoch, (long long)s->batch,
+            (long long)s->epoch);
+  /* what the last, shorter group of the epoch before has accumulated is dropped */
+  if (s->batch == 0) ii_params_zero_grad(t->params);
+  const double loss = run_batch(t, b);
+  II_TRY(context_status(t, err));
+  if (!isfinite(loss)) return not_finite(t, "the loss", loss, b, err);
+  if (ii_schedule_is_update(&t->schedule, s->step)) {
+    ii_step_report report;
+    ii_optimizer_step(&t->optimizer, &t->schedule, s->step, &report);
+    II_TRY(context_status(t, err));
+    if (!report.finite)
+      return not_finite(t, "the norm of the gradient", report.grad_norm, b, err);
+    t->grad_norm = report.grad_norm;
+    ii_params_zero_grad(t->params);
+  }
+  s->updates = t->optimizer.t;
+  s->step++;
+  s->batch++;
+  s->images += b->count;
+  s->loss_sum += loss;
+  s->loss_count++;
+  return ii_trainer_progress(t, waited, b->count, err);
+}
+
+static bool finished(const ii_trainer *t) {
+  return t->state.epoch >= t->cfg->train.epochs ||
+         (t->state.batch < t->schedule.steps_per_epoch &&
+          t->state.step >= ii_trainer_total_steps(t));
+}
+
+static bool stop_wanted(const ii_trainer *t) { return t->o.stop && *t->o.stop; }
+
+static ii_status interrupt(ii_trainer *t, ii_error *err) {
+  ii_error_clear(err);
+  II_TRY(ii_trainer_save(t, NULL, err));
+  return ii_error_set(err, II_ERR_INTERRUPTED,
+                      "stopped on request after step %lld and saved; --resume auto goes on from "
+                      "there",
+                      (long long)t->state.step);
+}
+
+/* The batches of an epoch are done: validates if it is time, moves on to the next epoch, saves. */
+static ii_status finish_epoch(ii_trainer *t, ii_error *err) {
+  ii_train_state *s = &t->state;
+  const int64_t eval = t->cfg->train.eval_every_epochs, save = t->cfg->train.save_every_epochs;
+  const int64_t done = s->epoch + 1, every = t->cfg->train.save_every_steps;
+  const bool last = done == t->cfg->train.epochs || s->step >= ii_trainer_total_steps(t);
+  char best_path[II_RUN_PATH];
+  bool best = false;
+  if (last || (eval && done % eval == 0)) II_TRY(ii_trainer_validate(t, &best, err));
+  s->epoch++;
+  s->batch = 0;
+  ii_params_zero_grad(t->params);
+  ii_checkpoint_best_path(t->dir, best_path);
+  if (best) II_TRY(ii_trainer_save_best(t, err));
+  if (last || (save && done % save == 0) || (every && s->step % every == 0))
+    return ii_trainer_save(t, best ? best_path : NULL, err);
+  return II_OK;
+}
+
+static bool save_due(const ii_trainer *t) {
+  const int64_t every = t->cfg->train.save_every_steps;
+  const double minutes = t->cfg->train.save_every_minutes;
+  return (every && t->state.step % every == 0) ||
+         (minutes > 0 && ii_trainer_now() - t->saved_at >= 60 * minutes);
+}
+
+/* max_steps ended the run inside an epoch. */
+static ii_status finish_inside_epoch(ii_trainer *t, ii_error *err) {
+  bool best;
+  char best_path[II_RUN_PATH];
+  if (t->state.batch == 0 || t->state.validated_step == t->state.step) return II_OK;
+  II_TRY(ii_trainer_validate(t, &best, err));
+  ii_checkpoint_best_path(t->dir, best_path);
+  if (best) II_TRY(ii_trainer_save_best(t, err));
+  return ii_trainer_save(t, best ? best_path : NULL, err);
+}
+
+static ii_status loop(ii_trainer *t, ii_error *err) {
+  while (!finished(t)) {
+    if (t->state.batch < t->schedule.steps_per_epoch) II_TRY(train_step(t, err));
+    if (stop_wanted(t)) return ii_error_set(err, II_ERR_INTERRUPTED, "stopped on request");
+    if (t->state.batch == t->schedule.steps_per_epoch) II_TRY(finish_epoch(t, err));
+    else if (save_due(t)) II_TRY(ii_trainer_save(t, NULL, err));
+  }
+  return finish_inside_epoch(t, err);
+}
+
+ii_status ii_trainer_run(ii_trainer *t, ii_error *err) {
+  char spent[24], best[48] = "";
+  const int64_t first = t->state.step;
+  ii_trainer_banner(t);
+  ii_trainer_pace_reset(t);
+  ii_status s = loop(t, err);
+  /* a request to stop also ends a validation half way; it will be made again */
+  if (s == II_ERR_INTERRUPTED && stop_wanted(t)) return interrupt(t, err);
+  II_TRY(s);
+  ii_duration_text(ii_trainer_now() - t->opened_at, spent, sizeof spent);
+  if (t->state.best_top1 >= 0)
+    snprintf(best, sizeof best, "best top-1 %.2f %%%s, ", t->state.best_top1,
+             t->state.best_is_ema ? " (average)" : "");
+  if (t->state.step == first)
+    ii_say_line(&t->say, II_SAY_NOTE, "nothing to do: %sthe run was complete at step %lld", best,
+                (long long)t->state.step);
+  else
+    ii_say_line(&t->say, II_SAY_NOTE, "done: %s%lld steps in %s; weights, curves and log are in %s",
+                best, (long long)(t->state.step - first), spent, t->dir);
+  if (t->state.bad_files)
+    ii_say_line(&t->say, II_SAY_WARNING, "%lld times a training image could not be used",
+                (long long)t->state.bad_files);
+  return II_OK;
+}
+
+const ii_train_state *ii_trainer_state(const ii_trainer *t) { return &t->state; }
+ii_model *ii_trainer_model(ii_trainer *t) { return t->model; }

@@ -1,0 +1,63 @@
+/* For trainer*.c alone. */
+#ifndef II_TRAINER_PRIV_H
+#define II_TRAINER_PRIV_H
+#include <stdio.h>
+#include "train/metrics.h"
+#include "train/trainer.h"
+
+/* Measurements between two records. */
+typedef struct {
+  double begin;          /* when the window began */
+  double wait;           /* of it, seconds waiting for data */
+  int64_t steps, images;
+  double seconds_per_step; /* smoothed over the whole run of this process; 0: not known yet */
+  double pulsed;           /* when a pulse was last shown */
+} ii_pace;
+
+struct ii_trainer {
+  ii_trainer_options o;
+  const ii_config *cfg; /* = &o.config */
+  const char *dir;      /* = train.output_dir */
+  int lock;             /* descriptor of the folder, locked */
+  FILE *log;
+  ii_say say;           /* to the caller and to the log file */
+  ii_dataset *train_set, *val_set;
+  ii_loader *loader;
+  ii_ctx *ctx;
+  ii_model *model;
+  ii_params *params;
+  ii_optimizer optimizer; /* params NULL: not there yet */
+  ii_schedule schedule;
+  ii_metrics metrics;
+  ii_train_state state;
+  char *config_text;
+  const char **classes; /* [num_classes], or NULL for data without names */
+  double grad_norm;     /* of the last update */
+  ii_pace pace;
+  double saved_at;      /* when the last checkpoint was written, for save_every_minutes */
+  int64_t saved_step;   /* its step; -1: none by this process */
+  double opened_at;
+};
+
+double ii_trainer_now(void);
+
+/* trainer_open.c */
+void ii_trainer_banner(const ii_trainer *t);
+
+/* trainer_progress.c */
+int64_t ii_trainer_total_steps(const ii_trainer *t);
+void ii_trainer_pace_reset(ii_trainer *t);
+/* After each step: pulses, and every log_every_steps a progress line and a record. */
+ii_status ii_trainer_progress(ii_trainer *t, double waited, int64_t images, ii_error *err);
+/* "1h02m", "3m20s", "12s". */
+void ii_duration_text(double seconds, char *text, size_t size);
+
+/* trainer_save.c */
+/* Writes dir/checkpoint-<step>.h5 and prunes. `from` is NULL, or the path of a checkpoint of this very
+ * moment that is linked instead. */
+ii_status ii_trainer_save(ii_trainer *t, const char *from, ii_error *err);
+ii_status ii_trainer_save_best(ii_trainer *t, ii_error *err);
+/* Validates raw and averaged weights, records both; *best is set when this is the best so far. */
+ii_status ii_trainer_validate(ii_trainer *t, bool *best, ii_error *err);
+
+#endif

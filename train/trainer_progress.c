@@ -1,0 +1,101 @@
+/* What a person sees while it trains, and the same numbers for metrics.jsonl. */
+#include <math.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include "train/trainer_priv.h"
+
+double ii_trainer_now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int64_t ii_trainer_total_steps(const ii_trainer *t) {
+  int64_t all = t->cfg->train.epochs * t->schedule.steps_per_epoch, max = t->cfg->train.max_steps;
+  return max && max < all ? max : all;
+}
+
+void ii_trainer_pace_reset(ii_trainer *t) {
+  t->pace.begin = ii_trainer_now();
+  t->pace.wait = 0;
+  t->pace.steps = t->pace.images = 0;
+}
+
+void ii_duration_text(double seconds, char *text, size_t size) {
+  long s = lround(fmin(seconds, 1e9));
+  if (s >= 86400) snprintf(text, size, "%ldd%02ldh", s / 86400, s / 3600 % 24);
+  else if (s >= 3600) snprintf(text, size, "%ldh%02ldm", s / 3600, s / 60 % 60);
+  else if (s >= 60) snprintf(text, size, "%ldm%02lds", s / 60, s % 60);
+  else snprintf(text, size, "%lds", s);
+}
+
+static int64_t peak_memory(void) {
+  struct rusage u;
+  return getrusage(RUSAGE_SELF, &u) == 0 ? (int64_t)u.ru_maxrss * 1024 : 0;
+}
+
+static ii_train_record measure(const ii_trainer *t) {
+  const ii_pace *p = &t->pace;
+  const ii_train_state *s = &t->state;
+  const double seconds = ii_trainer_now() - p->begin + 1e-9;
+  const double left = (double)(ii_trainer_total_steps(t) - s->step);
+  return (ii_train_record){
+      .epoch = s->epoch,
+      .step = s->step,
+      .loss = s->loss_count ? s->loss_sum / (double)s->loss_count : 0,
+      .lr = ii_schedule_lr(&t->schedule, t->optimizer.options.base_lr, s->step - 1),
+      .grad_norm = t->grad_norm,
+      .images_per_second = (double)p->images / seconds,
+      .data_wait = fmin(1.0, p->wait / seconds),
+      .eta_seconds = left * p->seconds_per_step,
+      .memory_bytes = peak_memory()};
+}
+
+/* The line, with a bar for the epoch on a terminal. */
+static void show(const ii_trainer *t, ii_say_kind kind, const ii_train_record *r) {
+  enum { CELLS = 16 };
+  char bar[CELLS + 4] = "", left[24];
+  const int64_t n = t->schedule.steps_per_epoch;
+  if (kind == II_SAY_PULSE) {
+    const int full = (int)(CELLS * t->state.batch / n);
+    bar[0] = '[';
+    memset(bar + 1, '#', (size_t)full);
+    memset(bar + 1 + full, '.', (size_t)(CELLS - full));
+    strcpy(bar + 1 + CELLS, "] ");
+  }
+  ii_duration_text(r->eta_seconds, left, sizeof left);
+  ii_say_line(&t->say, kind,
+              "%sepoch %lld/%lld step %lld/%lld  loss %.4f  lr %.2e  grad %.2f  %.1f img/s  "
+              "data %.0f%%  left %s  mem %.2f GiB",
+              bar, (long long)r->epoch + 1, (long long)t->cfg->train.epochs, (long long)r->step,
+              (long long)ii_trainer_total_steps(t), r->loss, r->lr, r->grad_norm,
+              r->images_per_second, 100 * r->data_wait, left,
+              (double)r->memory_bytes / (double)(1 << 30));
+}
+
+ii_status ii_trainer_progress(ii_trainer *t, double waited, int64_t images, ii_error *err) {
+  ii_pace *p = &t->pace;
+  const double now = ii_trainer_now();
+  p->wait += waited;
+  p->steps++;
+  p->images += images;
+  const bool due = t->state.step % t->cfg->train.log_every_steps == 0;
+  const bool pulse = now - p->pulsed > 0.2;
+  if (!due && !pulse) return II_OK;
+  const double per_step = (now - p->begin) / (double)p->steps;
+  if (due || p->seconds_per_step == 0)
+    p->seconds_per_step =
+        p->seconds_per_step == 0 ? per_step : 0.8 * p->seconds_per_step + 0.2 * per_step;
+  const ii_train_record r = measure(t);
+  if (pulse) {
+    show(t, II_SAY_PULSE, &r);
+    p->pulsed = now;
+  }
+  if (!due) return II_OK;
+  show(t, II_SAY_PROGRESS, &r);
+  t->state.loss_sum = 0;
+  t->state.loss_count = 0;
+  ii_trainer_pace_reset(t);
+  return ii_metrics_train(&t->metrics, &r, err);
+}
