@@ -1,0 +1,172 @@
+/* eval: accuracy of a checkpoint. See --help. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "eval/evaluate.h"
+#include "train/cli.h"
+
+enum {
+  F_CHECKPOINT, F_CONFIG, F_SET, F_EMA, F_JSON, F_PER_CLASS, F_DEVICE, F_HELP, F_KEYS, F_VERSION
+};
+
+static const ii_flag FLAGS[] = {
+    {"--checkpoint", "PATH", "checkpoint, or an HDF5 file of weights with their official names"},
+    {"--config", "NAME", "configuration file; the one stored in the checkpoint is the default"},
+    {"--set", "KEY=VALUE", "overrides one key, e.g. data.root=FOLDER; may be repeated"},
+    {"--ema", NULL, "evaluate the moving average of the weights"},
+    {"--json", NULL, "print one JSON object: top1, top5 (percent), images, ..."},
+    {"--per-class", NULL, "also the accuracy of each class"},
+    {"--device", "cpu|cuda", "where to compute; cpu is the default"},
+    {"--help", NULL, "this text"},
+    {"--keys", NULL, "all configuration keys"},
+    {"--version", NULL, "the version"},
+    {0}};
+
+typedef struct {
+  ii_eval_options options;
+  const char *config, **sets;
+  int n_sets;
+  bool json, per_class;
+} command;
+
+/* All but the result goes to stderr, so that --json can be piped. */
+static void print_line(void *user, ii_say_kind kind, const char *line) {
+  const bool terminal = *(const bool *)user;
+  const char *clear = terminal ? "\r\033[K" : "";
+  if (kind == II_SAY_PULSE && terminal) fprintf(stderr, "%s%s", clear, line);
+  if (kind == II_SAY_NOTE) fprintf(stderr, "%s%s\n", clear, line);
+  if (kind == II_SAY_WARNING) fprintf(stderr, "%swarning: %s\n", clear, line);
+}
+
+static bool print_info(int flag) {
+  if (flag == F_HELP) {
+    printf("usage: eval --checkpoint PATH [flags]\n\nMeasures top-1 and top-5 accuracy on the "
+           "validation images; each image counts once.\n\n");
+    ii_cli_help(FLAGS, stdout);
+  } else if (flag == F_KEYS) {
+    ii_config_help(stdout);
+  } else if (flag == F_VERSION) {
+    printf("internimage.c %s\n", II_VERSION);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+static ii_status take_flag(command *c, int flag, const char *value, ii_error *err) {
+  switch (flag) {
+  case F_CHECKPOINT: c->options.checkpoint = value; break;
+  case F_CONFIG: c->config = value; break;
+  case F_SET: c->sets[c->n_sets++] = value; break;
+  case F_EMA: c->options.ema = true; break;
+  case F_JSON: c->json = true; break;
+  case F_PER_CLASS: c->per_class = true; break;
+  case F_DEVICE: return ii_device_parse(value, &c->options.device, err);
+  }
+  return II_OK;
+}
+
+static ii_status parse(command *c, int argc, char **argv, bool *done, ii_error *err) {
+  ii_cli cli = ii_cli_begin(argc, argv, FLAGS);
+  const char *value;
+  for (int flag;;) {
+    II_TRY(ii_cli_next(&cli, &flag, &value, err));
+    if (flag < 0) break;
+    if ((*done = print_info(flag))) return II_OK;
+    II_TRY(take_flag(c, flag, value, err));
+  }
+  if (c->options.checkpoint) return II_OK;
+  return ii_error_set(err, II_ERR_ARG, "--checkpoint PATH is missing (--help explains)");
+}
+
+static ii_status load_config(command *c, ii_error *err) {
+  ii_config *cfg = &c->options.config;
+  II_TRY(ii_eval_config(c->config, c->options.checkpoint, cfg, err));
+  for (int i = 0; i < c->n_sets; i++) II_TRY(ii_config_set(cfg, c->sets[i], err));
+  return ii_config_check(cfg, err);
+}
+
+static double percent(int64_t part, int64_t all) {
+  return all ? 100.0 * (double)part / (double)all : 0;
+}
+
+/* A JSON string. */
+static void print_quoted(const char *s) {
+  putchar('"');
+  for (; *s; s++) {
+    const unsigned char ch = (unsigned char)*s;
+    if (ch == '"' || ch == '\\') printf("\\%c", ch);
+    else if (ch < 0x20) printf("\\u%04x", ch);
+    else putchar(ch);
+  }
+  putchar('"');
+}
+
+static void print_json(const ii_eval_result *r, bool per_class) {
+  const ii_accuracy *a = &r->accuracy;
+  printf("{\"top1\": %.6g, \"top5\": %.6g, \"images\": %" PRId64 ", \"failed\": %" PRId64
+         ", \"loss\": ",
+         ii_top1(a), ii_top5(a), a->images, a->failed);
+  if (a->finite) printf("%.9g", a->loss);
+  else printf("null");
+  if (per_class) {
+    printf(", \"classes\": [");
+    for (int64_t i = 0; i < r->classes; i++) {
+      printf("%s{\"class\": %" PRId64, i ? ", " : "", i);
+      if (r->class_names) {
+        printf(", \"name\": ");
+        print_quoted(r->class_names[i]);
+      }
+      printf(", \"top1\": %.6g, \"images\": %" PRId64 "}",
+             percent(r->class_correct[i], r->class_images[i]), r->class_images[i]);
+    }
+    printf("]");
+  }
+  printf("}\n");
+}
+
+static void print_text(const ii_eval_result *r, bool per_class) {
+  const ii_accuracy *a = &r->accuracy;
+  for (int64_t i = 0; per_class && i < r->classes; i++)
+    if (r->class_images[i])
+      printf("%5" PRId64 "  %-30s top-1 %6.2f %%  of %" PRId64 "\n", i,
+             r->class_names ? r->class_names[i] : "",
+             percent(r->class_correct[i], r->class_images[i]), r->class_images[i]);
+  printf("top-1 %.2f %%  top-5 %.2f %%  loss %.4f  %" PRId64 " images", ii_top1(a), ii_top5(a),
+         a->loss, a->images);
+  if (a->failed) printf(", %" PRId64 " of them unreadable and counted as wrong", a->failed);
+  printf("  (%.1f img/s)\n", (double)a->images / (a->seconds + 1e-9));
+}
+
+static ii_status evaluate(command *c, ii_error *err) {
+  bool terminal = isatty(STDERR_FILENO) == 1;
+  ii_eval_result r;
+  c->options.say = (ii_say){print_line, &terminal};
+  ii_status s = ii_eval_run(&c->options, &r, err);
+  if (terminal) fprintf(stderr, "\r\033[K");
+  II_TRY(s);
+  if (c->json) print_json(&r, c->per_class);
+  else print_text(&r, c->per_class);
+  ii_eval_free(&r);
+  return II_OK;
+}
+
+/* Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage. */
+int main(int argc, char **argv) {
+  ii_error err = {0};
+  command *c = calloc(1, sizeof *c);
+  if (c) c->sets = calloc((size_t)argc, sizeof *c->sets);
+  bool done = false;
+  int code = 0;
+  if (!c || !c->sets) ii_error_set(&err, II_ERR_MEMORY, "out of memory");
+  else if (parse(c, argc, argv, &done, &err) != II_OK) code = 2;
+  else if (!done && load_config(c, &err) == II_OK) evaluate(c, &err);
+  if (err.status != II_OK) {
+    fprintf(stderr, "eval: %s\n", err.text);
+    code = code ? code : 1;
+  }
+  if (c) free(c->sets);
+  free(c);
+  return code;
+}
