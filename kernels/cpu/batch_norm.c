@@ -1,7 +1,6 @@
 /* Batch norm over rows, per channel. With h = (x - mean) * rstd and R rows:
  *   training: dL/dx = gamma rstd (gy - sum(gy)/R - h * sum(gy h)/R); eval: dL/dx = gamma rstd gy.
  */
-#include <string.h>
 #include "kernels/cpu/fast_math.h"
 #include "kernels/cpu/pieces.h"
 
@@ -65,8 +64,7 @@ static void normalise(const ii_batch_norm_args *a, const real *restrict x, real 
 int II_FN(batch_norm_fwd)(ii_kctx *k, const ii_batch_norm_args *a) {
   const int64_t C = a->C, length = ii_buffer_length(C);
   if (a->rows == 0) { /* nothing to take statistics of */
-    memset(a->mean, 0, (size_t)C * sizeof(real));
-    memset(a->rstd, 0, (size_t)C * sizeof(real));
+    for (int64_t c = 0; c < C; c++) ((real *)a->mean)[c] = ((real *)a->rstd)[c] = 0;
     return 0;
   }
   if (!a->training)

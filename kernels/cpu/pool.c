@@ -82,8 +82,8 @@ typedef void (*place_fn)(const ii_pool2d_args *a, const place *p);
 /* Calls f for all channels of all positions of N images of height x width. */
 static int for_places(ii_kctx *k, const ii_pool2d_args *a, int64_t height, int64_t width,
                       place_fn f) {
-#pragma omp parallel for schedule(static)                                                          \
-    num_threads(ii_team(k, a->N *height *width * a->C * a->k * a->k))
+  const int64_t work = a->N * height * width * a->C * a->k * a->k;
+#pragma omp parallel for schedule(static) num_threads(ii_team(k, work))
   for (int64_t row = 0; row < a->N * height; row++) {
     for (int64_t w = 0; w < width; w++) {
       for (int64_t c0 = 0; c0 < a->C; c0 += II_CHUNK) {
