@@ -4,9 +4,7 @@
 #include "kernels/cpu/pieces.h"
 
 static double log_sum_exp(const real *restrict x, real *restrict buf, int64_t n) {
-  real m = x[0];
-#pragma omp simd simdlen(II_LANES) reduction(max : m)
-  for (int64_t j = 1; j < n; j++) m = x[j] > m ? x[j] : m;
+  const real m = ii_row_max(x, n);
 #pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) buf[j] = ii_exp(x[j] - m);
   return (double)m + log(ii_row_sum(buf, n));

@@ -92,6 +92,18 @@ static inline double ii_row_sum(const real *x, int64_t n) {
   return total;
 }
 
+/* Maximum of n >= 1 elements; a NaN may or may not win. Short rows are quicker without vectors. */
+static inline real ii_row_max(const real *x, int64_t n) {
+  real m = x[0];
+  if (n < 2 * II_LANES) {
+    for (int64_t j = 1; j < n; j++) m = x[j] > m ? x[j] : m;
+  } else {
+#pragma omp simd simdlen(II_LANES) reduction(max : m)
+    for (int64_t j = 1; j < n; j++) m = x[j] > m ? x[j] : m;
+  }
+  return m;
+}
+
 /* Adds rows [first, last) of `width` quantities into acc[width] (cleared by the caller).
  * buffers: this thread's, as asked for. */
 typedef void (*ii_add_rows_fn)(const void *args, int64_t first, int64_t last, real *acc,

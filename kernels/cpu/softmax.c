@@ -5,9 +5,7 @@
 
 /* y = x - max(x) of a row. A NaN anywhere becomes NaN everywhere through the sum. */
 static void subtract_max(const real *restrict x, real *restrict y, int64_t n) {
-  real m = x[0];
-#pragma omp simd simdlen(II_LANES) reduction(max : m)
-  for (int64_t j = 1; j < n; j++) m = x[j] > m ? x[j] : m;
+  const real m = ii_row_max(x, n);
 #pragma omp simd simdlen(II_LANES)
   for (int64_t j = 0; j < n; j++) y[j] = x[j] - m;
 }
