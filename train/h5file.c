@@ -88,6 +88,9 @@ ii_h5 *ii_h5_new(const char *path, ii_error *err) {
     return NULL;
   }
   f->id = -1;
+  /* a file that could not be written to its end stays open inside HDF5, which would try, and crash,
+   * again when the program ends; everything else is closed by hand */
+  H5dont_atexit();
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* our sentences instead of HDF5's stack dumps */
   return f;
 }

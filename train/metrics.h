@@ -18,7 +18,7 @@ ii_status ii_metrics_open(ii_metrics *m, const char *dir, int64_t last_step,
 void ii_metrics_close(ii_metrics *m);
 
 typedef struct {
-  int64_t epoch, step;
+  int64_t epoch, step; /* both counted from 1 */
   double loss, lr, grad_norm; /* loss: mean since the last record; grad_norm of the last update */
   double images_per_second, data_wait; /* data_wait: share of the time, 0 to 1 */
   double eta_seconds;

@@ -41,7 +41,7 @@ static ii_train_record measure(const ii_trainer *t) {
   const double seconds = ii_trainer_now() - p->begin + 1e-9;
   const double left = (double)(ii_trainer_total_steps(t) - s->step);
   return (ii_train_record){
-      .epoch = s->epoch,
+      .epoch = s->epoch + 1,
       .step = s->step,
       .loss = s->loss_count ? s->loss_sum / (double)s->loss_count : 0,
       .lr = ii_schedule_lr(&t->schedule, t->optimizer.options.base_lr, s->step - 1),
@@ -68,7 +68,7 @@ static void show(const ii_trainer *t, ii_say_kind kind, const ii_train_record *r
   ii_say_line(&t->say, kind,
               "%sepoch %lld/%lld step %lld/%lld  loss %.4f  lr %.2e  grad %.2f  %.1f img/s  "
               "data %.0f%%  left %s  mem %.2f GiB",
-              bar, (long long)r->epoch + 1, (long long)t->cfg->train.epochs, (long long)r->step,
+              bar, (long long)r->epoch, (long long)t->cfg->train.epochs, (long long)r->step,
               (long long)ii_trainer_total_steps(t), r->loss, r->lr, r->grad_norm,
               r->images_per_second, 100 * r->data_wait, left,
               (double)r->memory_bytes / (double)(1 << 30));

@@ -61,7 +61,7 @@ ii_status ii_trainer_validate(ii_trainer *t, bool *best, ii_error *err) {
   if (t->state.validated_step == t->state.step) return II_OK;
   for (int ema = 0; ema <= with_ema; ema++) II_TRY(measure(t, ema, &a[ema], err));
   for (int ema = 0; ema <= with_ema; ema++) {
-    II_TRY(ii_metrics_validation(&t->metrics, t->state.epoch, t->state.step, ema, &a[ema], err));
+    II_TRY(ii_metrics_validation(&t->metrics, t->state.epoch + 1, t->state.step, ema, &a[ema], err));
     if (ii_top1(&a[ema]) <= t->state.best_top1) continue;
     t->state.best_top1 = ii_top1(&a[ema]);
     t->state.best_is_ema = ema;
