@@ -114,11 +114,6 @@ double gc_max_abs(const double *a, int64_t n) {
   return m;
 }
 
-double gc_relerr(const double *a, const double *b, int64_t n, double floor) {
-  double scale = fmax(gc_max_abs(b, n), floor), diff = gc_max_diff(a, b, n);
-  return scale > 0 ? diff / scale : diff;
-}
-
 typedef struct {
   const char *kind, *has, *attr; /* words that must all be in the group, and an attribute */
   void (*check)(gc *g, hid_t group, const char *name);

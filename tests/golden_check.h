@@ -5,8 +5,8 @@
  *
  * Errors are relative to the largest value of a tensor: max|a-b| / max|b|. Bounds come in pairs: for
  * float the bounds of the reference data's own documentation (the same computation in torch float32,
- * with a margin), for double bounds that only leave room for another order of summation. Results
- * that the file keeps as float32 cannot be compared closer than float32 rounds (gc_stored). */
+ * with a margin), for double bounds that only leave room for another order of summation. Where the
+ * file keeps a result as float32, double is allowed the rounding of each number on top (gc_error). */
 #ifndef GOLDEN_CHECK_H
 #define GOLDEN_CHECK_H
 #include <hdf5.h>
@@ -57,8 +57,6 @@ void gc_expect(gc *g, bool holds, const char *fmt, ...) __attribute__((format(pr
 /* max|a-b|; infinite when an a is not finite. */
 double gc_max_diff(const double *a, const double *b, int64_t n);
 double gc_max_abs(const double *a, int64_t n);
-/* max|a-b| / max(max|b|, floor), or max|a-b| where that is 0. */
-double gc_relerr(const double *a, const double *b, int64_t n, double floor);
 
 /* ---- HDF5 (golden_check_h5.c) ----------------------------------------------------------------*/
 
@@ -96,12 +94,17 @@ char *gc_text(gc *g, hid_t group, const char *name);
 /* Whether the comma-separated list has this word. */
 bool gc_listed(const char *list, const char *word);
 
-/* The bound for a result of the file: that of the type, and what float32 storage loses. */
-double gc_stored(const gc *g, const gc_array *a, double f32, double f64);
+/* max|got-want| / max(max|want|, floor), or the difference itself where that is 0. When double is
+ * checked against numbers stored as float32, each difference is first reduced by what the storage
+ * may have rounded, 2^-24 |want|. */
+double gc_error(const gc *g, const double *got, const gc_array *want, double floor);
+/* The bound for the type that is being checked. */
+double gc_bound(const gc *g, double f32, double f64);
 
 /* ---- tensors and models (golden_check_model.c) -------------------------------------------------*/
 
-ii_ctx *gc_ctx(gc *g, bool plan);
+/* A context for the type that is being checked. threads 0: as many as there are. */
+ii_ctx *gc_ctx(gc *g, bool plan, int threads);
 /* Ends the program when the context has an error. */
 void gc_ctx_ok(gc *g, const ii_ctx *c);
 /* A tensor of these numbers, whose gradient is wanted or not. */

@@ -198,7 +198,14 @@ bool gc_listed(const char *list, const char *word) {
   return false;
 }
 
-double gc_stored(const gc *g, const gc_array *a, double f32, double f64) {
-  if (g->dtype != II_F64) return f32;
-  return f64 + (a->single ? 0x1p-24 : 0); /* half a unit in the last place of the largest value */
+double gc_error(const gc *g, const double *got, const gc_array *want, double floor) {
+  double scale = fmax(gc_max_abs(want->v, want->n), floor), worst = 0;
+  double rounding = want->single && g->dtype == II_F64 ? 0x1p-24 * (1 + 1e-6) : 0;
+  for (int64_t i = 0; i < want->n; i++) {
+    double d = fabs(got[i] - want->v[i]) - rounding * fabs(want->v[i]);
+    if (!(d <= worst)) worst = isfinite(d) ? d : INFINITY;
+  }
+  return scale > 0 ? worst / scale : worst;
 }
+
+double gc_bound(const gc *g, double f32, double f64) { return g->dtype == II_F64 ? f64 : f32; }

@@ -11,17 +11,18 @@
 #define OUT_F32        1e-5
 #define LOSS_F32       2e-6
 #define GRAD_INPUT_F32 2e-4
-#define OUT_F64        1e-12
-#define LOSS_F64       1e-13
+#define OUT_F64        1e-13
+#define LOSS_F64       1e-14
 #define GRAD_F64       1e-11
-static const gc_grad_bounds network_bounds = {{3e-5, GRAD_F64}, {1e-3, GRAD_F64}};
+static const gc_grad_bounds network_bounds = {{3e-5, OUT_F64}, {1e-3, GRAD_F64}};
 
 /* Gradients below this part of the largest one are compared as if they were that large. */
 #define GRAD_FLOOR 1e-4
 
-ii_ctx *gc_ctx(gc *g, bool plan) {
+ii_ctx *gc_ctx(gc *g, bool plan, int threads) {
   ii_error err = {0};
   ii_ctx_options o = {.device = g->device,
+                      .threads = threads,
                       .real = g->dtype == II_F64 ? II_F64 : II_F32,
                       .compute = g->dtype == II_F64 ? II_F64 : II_F32,
                       .plan = plan};
@@ -69,7 +70,7 @@ void gc_compare_tensor(gc *g, ii_ctx *c, const ii_tensor *t, hid_t group, const 
   if (ii_numel(t) != want.n)
     gc_die(g, "%s has %lld numbers in the file, %lld in the program", name, (long long)want.n,
            (long long)ii_numel(t));
-  gc_compare(g, name, gc_relerr(got, want.v, want.n, 0), gc_stored(g, &want, f32, f64));
+  gc_compare(g, name, gc_error(g, got, &want, 0), gc_bound(g, f32, f64));
 }
 
 double *gc_to_nhwc(gc *g, const double *v, int64_t N, int64_t C, int64_t H, int64_t W) {
@@ -132,8 +133,7 @@ void gc_compare_grads(gc *g, ii_params *params, hid_t grads, const char *zero,
   int64_t count, n = 0;
   char **names = gc_names(g, grads, &count);
   gc_array *want = gc_alloc(g, (size_t)count, sizeof *want);
-  double *errs = gc_alloc(g, (size_t)count, sizeof *errs), largest = 0, rounding = 0;
-  const int f64 = g->dtype == II_F64;
+  double *errs = gc_alloc(g, (size_t)count, sizeof *errs), largest = 0;
   for (int64_t i = 0; i < count; i++) {
     want[i] = gc_read(g, grads, names[i]);
     largest = fmax(largest, gc_max_abs(want[i].v, want[i].n));
@@ -145,10 +145,8 @@ void gc_compare_grads(gc *g, ii_params *params, hid_t grads, const char *zero,
     if (!p || !same_shape(p->value, &want[i])) continue;
     double *got = gc_alloc(g, (size_t)want[i].n, sizeof *got); /* without gradient: zeros */
     if (p->value->grad_valid) ii_tensor_read_f64(params->ctx, p->value->grad, got);
-    double err = gc_relerr(got, want[i].v, want[i].n, GRAD_FLOOR * largest);
-    double bound = gc_stored(g, &want[i], bounds->worst[0], bounds->worst[1]);
-    if (want[i].single) rounding = 0x1p-24;
-    gc_compare(g, names[i], err, bound);
+    double err = gc_error(g, got, &want[i], GRAD_FLOOR * largest);
+    gc_compare(g, names[i], err, gc_bound(g, bounds->worst[0], bounds->worst[1]));
     if (!gc_listed(zero, names[i])) errs[n++] = err;
   }
   for (int64_t i = 0; i < params->count; i++) {
@@ -160,7 +158,7 @@ void gc_compare_grads(gc *g, ii_params *params, hid_t grads, const char *zero,
   qsort(errs, (size_t)n, sizeof *errs, by_value);
   if (n)
     gc_compare(g, "median over gradients", errs[n / 2],
-               bounds->median[f64] + (f64 ? rounding : 0));
+               gc_bound(g, bounds->median[0], bounds->median[1]));
 }
 
 /* ---- the model of the attributes ---- */
@@ -256,7 +254,7 @@ static bool open_network(gc *g, hid_t group, network *w) {
   gc_shape(g, &w->targets, "soft_targets", 2,
            (int64_t[]){d[0], gc_integer(g, group, "num_classes", 1, 1 << 20)});
   w->images = gc_to_nhwc(g, w->x.v, d[0], 3, d[2], d[3]);
-  w->c = gc_ctx(g, false);
+  w->c = gc_ctx(g, false, 0);
   w->model = gc_model(g, w->c, group);
   hid_t params = gc_open_group(g, group, "params"), buffers = gc_open_group(g, group, "buffers");
   bool good = gc_load(g, ii_model_params(w->model), params, false, "") &&
@@ -296,9 +294,8 @@ static void check_step(gc *g, network *w, bool features) {
   double *gx = gc_values(g, c, images->grad, "grad_input");
   gc_array want = gc_read(g, w->group, "grad_input");
   gc_shape(g, &want, "grad_input", 4, d);
-  gc_compare(g, "grad_input",
-             gc_relerr(gc_to_nchw(g, gx, d[0], 3, d[2], d[3]), want.v, want.n, 0),
-             gc_stored(g, &want, GRAD_INPUT_F32, GRAD_F64));
+  gc_compare(g, "grad_input", gc_error(g, gc_to_nchw(g, gx, d[0], 3, d[2], d[3]), &want, 0),
+             gc_bound(g, GRAD_INPUT_F32, GRAD_F64));
   hid_t grads = gc_open_group(g, w->group, "grads");
   gc_compare_grads(g, ii_model_params(w->model), grads,
                    gc_text(g, w->group, "grads_numerically_zero"), &network_bounds);

@@ -11,7 +11,7 @@
 #define EDGE_F32      1e-6 /* integer positions: the bilinear weights are exact */
 #define OP_F64        1e-13
 #define MODULE_F32    5e-6
-#define MODULE_F64    1e-12
+#define MODULE_F64    1e-13
 
 typedef struct {
   ii_dcn_geometry geometry;
@@ -66,7 +66,7 @@ void gc_check_dcnv3_op(gc *g, hid_t group, const char *name) {
   gc_shape(g, &offset, "offset", 4, offset_dim);
   gc_shape(g, &mask, "mask", 4, mask_dim);
   gc_shape(g, &gy, "grad_output", 4, y_dim);
-  ii_ctx *c = gc_ctx(g, false);
+  ii_ctx *c = gc_ctx(g, false, 0);
   ii_tensor *tx = gc_tensor(g, c, 4, x.dim, x.v, true);
   ii_tensor *to = gc_tensor(g, c, 4, offset.dim, offset.v, true);
   ii_tensor *tm = gc_tensor(g, c, 4, mask.dim, mask.v, true);
@@ -88,7 +88,7 @@ void gc_check_dcnv4_op(gc *g, hid_t group, const char *name) {
   const int64_t packed_dim[4] = {o.N, o.Ho, o.Wo, width}, y_dim[4] = {o.N, o.Ho, o.Wo, o.C};
   gc_shape(g, &packed, "offset_mask", 4, packed_dim);
   gc_shape(g, &gy, "grad_output", 4, y_dim);
-  ii_ctx *c = gc_ctx(g, false);
+  ii_ctx *c = gc_ctx(g, false, 0);
   ii_tensor *tx = gc_tensor(g, c, 4, x.dim, x.v, true);
   ii_tensor *tp = gc_tensor(g, c, 4, packed.dim, packed.v, true);
   ii_tensor *y = ii_dcnv4(c, tx, tp, &o.geometry);
@@ -137,7 +137,7 @@ void gc_check_module(gc *g, hid_t group, const char *name) {
   gc_shape(g, &x, "input", v4 ? 3 : 4, v4 ? flat : dim);
   gc_shape(g, &gy, "grad_output", v4 ? 3 : 4, v4 ? flat : dim);
   hid_t params = gc_open_group(g, group, "params"), grads = gc_open_group(g, group, "grads");
-  ii_ctx *c = gc_ctx(g, false);
+  ii_ctx *c = gc_ctx(g, false, 0);
   ii_params p;
   ii_init_list inits = {0};
   ii_params_init(&p, c);
