@@ -16,6 +16,7 @@ ii_tensor *ii_checkpoint(ii_ctx *c, ii_tensor *x, ii_block_fn fn, const void *us
   c->recording = false;
   ii_tensor *y = ii_scope_return(c, s, fn(c, x, user));
   c->recording = true;
+  if (y == x) return x;
   /* the parameters inside need gradients even when x does not */
   bool needed = x->needs_grad;
   x->needs_grad = true;
@@ -37,6 +38,8 @@ void ii_backward_checkpoint(ii_ctx *c, ii_node *n) {
   c->recording = c->recomputing = true;
   ii_tensor *y = a->fn(c, x, a->user);
   c->recording = c->recomputing = false;
+  /* from here on only the inner tape holds memory, and gives it back node by node */
+  ii_scope_end(c, s, NULL, 0);
   ii_grad_pass(c, y, n->out->grad);
   ii_tape_walk(c);
   c->tape = outer;
@@ -46,5 +49,4 @@ void ii_backward_checkpoint(ii_ctx *c, ii_node *n) {
     if (x->grad->mem) ii_block_release(x->grad->mem);
     x->grad = NULL;
   }
-  ii_scope_end(c, s, NULL, 0);
 }

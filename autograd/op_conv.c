@@ -1,6 +1,11 @@
 /* Dense and depthwise convolution, pixel shuffle, 2-D pooling. */
 #include "autograd/op_common.h"
 
+static void want_bias(const ii_tensor *b, int64_t n) {
+  II_ASSERT(!b || ii_numel(b) == n, "bias of %lld for %lld channels", (long long)ii_numel(b),
+            (long long)n);
+}
+
 static void want_image(const ii_tensor *x) {
   II_ASSERT(x->ndim == 4, "an image needs 4 dimensions N,H,W,C, not %d", x->ndim);
 }
@@ -9,6 +14,8 @@ ii_tensor *ii_conv2d(ii_ctx *c, ii_tensor *x, ii_tensor *w, ii_tensor *b, int st
   want_image(x);
   II_ASSERT(w->ndim == 4 && w->shape[1] == x->shape[3], "x has %lld channels, w %lld",
             (long long)x->shape[3], (long long)w->shape[1]);
+  II_ASSERT(stride > 0 && pad >= 0, "stride %d, padding %d", stride, pad);
+  want_bias(b, w->shape[0]);
   x = ii_cast(c, x, c->compute);
   ii_conv2d_args a = {.real = c->real,
                       .x_dtype = c->compute,
@@ -52,6 +59,7 @@ ii_tensor *ii_dwconv2d(ii_ctx *c, ii_tensor *x, ii_tensor *w, ii_tensor *b) {
             "x has %lld channels, w is %lld,%lld,%lld,%lld", (long long)x->shape[3],
             (long long)w->shape[0], (long long)w->shape[1], (long long)w->shape[2],
             (long long)w->shape[3]);
+  want_bias(b, w->shape[0]);
   x = ii_cast(c, x, c->compute);
   ii_tensor *y = ii_like(c, x, c->compute, ii_last(x));
   ii_dwconv2d_args a = {.real = c->real,

@@ -25,6 +25,7 @@ static ii_dcn_args dcn_args(ii_ctx *c, ii_tensor *x, const ii_dcn_geometry *g) {
                    .softmax = g->softmax,
                    .offset_scale = g->offset_scale,
                    .x = ii_data(x)};
+  II_ASSERT(a.stride_h > 0 && a.stride_w > 0, "strides %d, %d", a.stride_h, a.stride_w);
   II_ASSERT(a.H + 2 * a.pad_h >= extent_h && a.W + 2 * a.pad_w >= extent_w,
             "window %dx%d on an image of %lldx%lld", extent_h, extent_w, (long long)a.H,
             (long long)a.W);
@@ -43,7 +44,7 @@ static ii_tensor *dcn_forward(ii_ctx *c, ii_dcn_args *a) {
 }
 
 static void want_rows(const ii_tensor *t, const ii_dcn_args *a, int64_t last, const char *what) {
-  II_ASSERT(ii_rows(t) == a->N * a->Ho * a->Wo && ii_last(t) >= last,
+  II_ASSERT(ii_rows(t) == a->N * a->Ho * a->Wo && ii_last(t) == last,
             "%s has %lld rows of %lld, the output %lld rows and %lld needed", what,
             (long long)ii_rows(t), (long long)ii_last(t), (long long)(a->N * a->Ho * a->Wo),
             (long long)last);
@@ -84,7 +85,9 @@ ii_tensor *ii_dcnv4(ii_ctx *c, ii_tensor *x, ii_tensor *offset_mask, const ii_dc
   offset_mask = ii_cast(c, offset_mask, c->compute);
   ii_dcn_args a = dcn_args(c, x, g);
   int64_t taps = ii_dcn_taps(a.kh, a.kw, a.remove_center);
-  want_rows(offset_mask, &a, a.G * taps * 3, "offset_mask");
+  II_ASSERT(ii_last(offset_mask) >= a.G * taps * 3, "rows of %lld, %lld needed",
+            (long long)ii_last(offset_mask), (long long)(a.G * taps * 3));
+  want_rows(offset_mask, &a, ii_last(offset_mask), "offset_mask");
   a.om_dtype = offset_mask->dtype;
   a.offset = ii_data(offset_mask);
   size_t skip = (size_t)(2 * taps) * ii_dtype_size(a.om_dtype);

@@ -4,6 +4,8 @@
 ii_tensor *ii_linear(ii_ctx *c, ii_tensor *x, ii_tensor *w, ii_tensor *b) {
   II_ASSERT(w->ndim >= 2 && ii_last(x) == w->shape[1], "x has %lld channels, w %lld",
             (long long)ii_last(x), (long long)w->shape[1]);
+  II_ASSERT(!b || ii_numel(b) == w->shape[0], "bias of %lld for %lld outputs",
+            (long long)ii_numel(b), (long long)w->shape[0]);
   x = ii_cast(c, x, c->compute);
   ii_tensor *y = ii_like(c, x, c->compute, w->shape[0]);
   ii_linear_args a = {.real = c->real,

@@ -56,7 +56,8 @@ ii_tensor *ii_batch_norm(ii_ctx *c, ii_tensor *x, ii_tensor *gamma, ii_tensor *b
                           .rows = ii_rows(x),
                           .C = C,
                           .eps = eps,
-                          .momentum = momentum,
+                          /* a recomputed forward must not update the running statistics again */
+                          .momentum = c->recomputing ? 0 : momentum,
                           .training = c->training,
                           .x = ii_data(x),
                           .gamma = ii_data(gamma),

@@ -1,11 +1,13 @@
 #include "autograd/param.h"
 #include "autograd/kernel_call.h"
+#include "autograd/tape.h"
 #include <stdlib.h>
 #include <string.h>
 
 void ii_params_init(ii_params *p, ii_ctx *c) { *p = (ii_params){.ctx = c}; }
 
 void ii_params_destroy(ii_params *p) {
+  if (p->ctx) ii_tape_reset(p->ctx); /* a tape that was never walked back holds parameters */
   for (int64_t i = 0; i < p->count; i++) ii_tensor_free(p->at[i].value);
   free(p->at);
   *p = (ii_params){0};

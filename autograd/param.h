@@ -19,6 +19,7 @@ typedef struct {
 } ii_params;
 
 void ii_params_init(ii_params *p, ii_ctx *c);
+/* Frees all parameters and ends the step (ii_tape_reset); before ii_ctx_close. */
 void ii_params_destroy(ii_params *p);
 
 /* Adds a parameter (zero-filled, needs_grad, with gradient memory; a bf16 copy when the context

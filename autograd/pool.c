@@ -59,6 +59,7 @@ static ii_block *add_chunk(ii_pool *p, size_t bytes, ii_error *err) {
   size_t size = round_up(bytes > CHUNK_MIN ? bytes : CHUNK_MIN, HUGE_PAGE);
   ii_chunk *c = calloc(1, sizeof *c);
   ii_block *b = block_struct(p);
+  if (p->limit && p->reserved + (int64_t)size > p->limit) size = round_up(bytes, HUGE_PAGE);
   bool too_much = p->limit && p->reserved + (int64_t)size > p->limit;
   void *memory = NULL;
   if (c && b && !too_much && !p->plan) {
@@ -82,7 +83,8 @@ static ii_block *add_chunk(ii_pool *p, size_t bytes, ii_error *err) {
   p->chunks = c;
   b->data = memory;
   b->size = size;
-  b->address = memory ? (uintptr_t)memory : (uintptr_t)p->reserved;
+  /* not the real address: a run places its blocks as its plan did, and as every other run does */
+  b->address = (uintptr_t)p->reserved;
   p->reserved += (int64_t)size;
   if (memory) ASAN_POISON_MEMORY_REGION(memory, size);
   free_list_add(p, b);

@@ -27,7 +27,7 @@ typedef struct ii_block {
   size_t size; /* rounded up to II_POOL_ALIGN */
   int refs;    /* 0: free */
   ii_mem_class use;
-  uintptr_t address; /* position in the (real or imagined) address space */
+  uintptr_t address; /* position in an imagined address space, the same in every run */
   struct ii_block *prev, *next;           /* neighbours in the chunk */
   struct ii_block *free_prev, *free_next; /* list of free blocks */
   struct ii_pool *pool;
