@@ -1,8 +1,10 @@
 /* Deformable convolution on the CPU: what the forward and the backward kernel share.
  *
- * Work is done per image and group. The group's channels are copied into a slab: pixels of Dp
- * channels (D rounded up to whole vectors), with a border of zeros, so that every corner of every tap
- * is one load without a test. Slab row r holds image row r-1; rows 0, H+1 and H+2 are zero, columns 0
+ * Work is done per image and block of groups. Each group's channels are copied into a slab: pixels of
+ * Dp channels (D rounded up to whole vectors), with a border of zeros, so that every corner of every
+ * tap is one load without a test. A block is as many groups as have their slabs in the second-level
+ * cache: its groups take turns row by row, so that a row's offsets, modulations and gradients, which
+ * lie side by side for all groups, come from memory once and in order. Slab row r holds image row r-1; rows 0, H+1 and H+2 are zero, columns 0
  * and W+1 too. A tap without a sample points at the first pixel of row H+1, where all four of its
  * corners are zero.
  *
@@ -33,6 +35,7 @@ typedef struct {
   int64_t D, Dp, K;      /* channels per group, the same padded, taps */
   int64_t line, pixels;  /* slab: pixels per row, pixels in all */
   int64_t chunk, cap;    /* output pixels per chunk, taps per padded chunk */
+  int64_t block, blocks; /* groups per block (the last one may be smaller), number of blocks */
   real scale;            /* offset_scale */
   real *base_x;          /* [Wo*K + block]: position of the pixel's window, x */
   real *tap_x, *tap_y;   /* [cap]: i*dil_w and j*dil_h of tap t%K */
@@ -41,8 +44,8 @@ typedef struct {
 
 /* One thread's working memory. */
 typedef struct {
-  real *slab;    /* [pixels*Dp]: the group's x */
-  real *gslab;   /* [pixels*Dp]: its gradient (backward) */
+  real *slab;    /* [block][pixels*Dp]: x of a block of groups */
+  real *gslab;   /* [block][pixels*Dp]: its gradient (backward) */
   real *rows;    /* [chunk*Dp]: y or gy when they cannot be used in place */
   real *off, *m; /* [cap*2], [cap]: offsets and modulations (after softmax) of the chunk */
   real *w;       /* [cap*4]: modulation times bilinear weight of the corners TL TR BL BR */
@@ -50,19 +53,26 @@ typedef struct {
   real *s;       /* [cap*4]: <gy, corner> (backward) */
   real *goff, *gm;
   int32_t *at;    /* [cap]: slab pixel of the top left corner */
-  int64_t filled; /* n*G+g of the group in the slab; -1: none */
+  int64_t filled; /* n*blocks+b of the block in the slab; -1: none */
 } ii_dcn_work;
 
 /* Shared and per-thread memory from the engine's scratch slot 0, tables filled in. *work points to
- * k->threads entries inside it. Returns 1 with k->error when memory is exhausted. */
-int II_FN(dcn_prepare)(ii_kctx *k, const ii_dcn_args *a, bool backward, ii_dcn_plan *p,
-                       ii_dcn_work **work);
+ * k->threads entries inside it. max_block limits the groups per block. Returns 1 with k->error when
+ * memory is exhausted. */
+int II_FN(dcn_prepare)(ii_kctx *k, const ii_dcn_args *a, bool backward, int64_t max_block,
+                       ii_dcn_plan *p, ii_dcn_work **work);
 
 /* Clears the slab (its border stays zero afterwards); once per thread before the first fill. */
 void II_FN(dcn_clear)(const ii_dcn_plan *p, ii_dcn_work *w);
 
-/* Copies group g of image n into the slab unless it is there already. */
-void II_FN(dcn_fill)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g);
+/* Copies block b of image n into the slab unless it is there already. */
+void II_FN(dcn_fill)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b);
+
+/* Number of groups in block b. */
+static inline int64_t ii_dcn_groups(const ii_dcn_plan *p, int64_t b) {
+  int64_t left = p->a->G - b * p->block;
+  return left < p->block ? left : p->block;
+}
 
 /* Taps of the output pixels [wo, wo+count) of row ho: fills off, m, at, w, lx, ly. */
 void II_FN(dcn_taps)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t ho,

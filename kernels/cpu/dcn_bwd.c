@@ -182,45 +182,62 @@ static const real *load_gy(const ii_dcn_plan *p, ii_dcn_work *w, int64_t at, int
   return w->rows;
 }
 
-/* Output rows [h0,h1) of one image and group: goffset, gmask, and the sums in w->gslab. */
-static void backward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t h0,
-                          int64_t h1) {
+/* `count` output pixels of one group from (n,ho,wo) on; its slabs are w->slab and w->gslab. */
+static void backward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t ho,
+                           int64_t wo, int64_t count) {
   const ii_dcn_args *a = p->a;
-  memset(w->gslab, 0, (size_t)(p->pixels * p->Dp) * sizeof(real));
-  for (int64_t ho = h0; ho < h1; ho++)
-    for (int64_t wo = 0; wo < a->Wo; wo += p->chunk) {
-      int64_t count = a->Wo - wo < p->chunk ? a->Wo - wo : p->chunk, step;
-      int64_t row = (n * a->Ho + ho) * a->Wo + wo;
-      II_FN(dcn_taps)(p, w, n, g, ho, wo, count);
-      const real *gy = load_gy(p, w, row * a->C + g * p->D, count, &step);
-      scatter_all(p, w, count, gy, step);
-      tap_gradients(p, w, ii_dcn_padded(p, count));
-      if (a->softmax) softmax_gradient(p->K, count, w->m, w->gm);
-      store_taps(p, w, row, g, count);
-    }
+  int64_t row = (n * a->Ho + ho) * a->Wo + wo, step;
+  II_FN(dcn_taps)(p, w, n, g, ho, wo, count);
+  const real *gy = load_gy(p, w, row * a->C + g * p->D, count, &step);
+  scatter_all(p, w, count, gy, step);
+  tap_gradients(p, w, ii_dcn_padded(p, count));
+  if (a->softmax) softmax_gradient(p->K, count, w->m, w->gm);
+  store_taps(p, w, row, g, count);
 }
 
-/* Image row h of gx: the sum of `parts` slabs, `apart` elements from one to the next; it is formed in
- * the first one. */
+/* Output rows [h0,h1) of block b of image n: goffset, gmask, and the sums in w->gslab. */
+static void backward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b, int64_t h0,
+                          int64_t h1) {
+  const int64_t groups = ii_dcn_groups(p, b), Wo = p->a->Wo, size = p->pixels * p->Dp;
+  memset(w->gslab, 0, (size_t)(groups * size) * sizeof(real));
+  ii_dcn_work one = *w; /* looks at one group */
+  for (int64_t ho = h0; ho < h1; ho++)
+    for (int64_t wo = 0; wo < Wo; wo += p->chunk)
+      for (int64_t g = 0; g < groups; g++) {
+        one.slab = w->slab + g * size;
+        one.gslab = w->gslab + g * size;
+        backward_chunk(p, &one, n, b * p->block + g, ho, wo,
+                       Wo - wo < p->chunk ? Wo - wo : p->chunk);
+      }
+}
+
+/* Image row h of gx, block b: the sum of `parts` slabs, `apart` elements from one to the next; it is
+ * formed in the first one. */
 static void store_gx_row(const ii_dcn_plan *p, real *slab, int64_t parts, int64_t apart, int64_t n,
-                         int64_t g, int64_t h) {
+                         int64_t b, int64_t h) {
   const ii_dcn_args *a = p->a;
+  const int64_t groups = ii_dcn_groups(p, b), size = p->pixels * p->Dp;
   real *sum = slab + ((h + 1) * p->line + 1) * p->Dp;
-  for (int64_t r = 1; r < parts; r++)
+  for (int64_t r = 1; r < parts; r++) /* then a block is one group */
 #pragma omp simd
     for (int64_t i = 0; i < a->W * p->Dp; i++) sum[i] += sum[r * apart + i];
-  int64_t at = (n * a->H + h) * a->W * a->C + g * p->D;
-  if (p->D == II_VEC && a->x_dtype == II_REAL_DTYPE && !a->acc_gx)
+  int64_t at = (n * a->H + h) * a->W * a->C + b * p->block * p->D;
+  if (p->D == II_VEC && a->x_dtype == II_REAL_DTYPE && !a->acc_gx) {
     for (int64_t i = 0; i < a->W; i++)
-      *(ii_vec *)((real *)a->gx + at + i * a->C) = *(const ii_vec *)(sum + i * II_VEC);
-  else
-    for (int64_t i = 0; i < a->W; i++)
-      store_list(a->x_dtype, a->acc_gx, a->gx, at + i * a->C, 0, 1, p->D, sum + i * p->Dp);
+      for (int64_t g = 0; g < groups; g++)
+        *(ii_vec *)((real *)a->gx + at + i * a->C + g * II_VEC) =
+            *(const ii_vec *)(sum + i * II_VEC + g * size);
+    return;
+  }
+  for (int64_t i = 0; i < a->W; i++)
+    for (int64_t g = 0; g < groups; g++)
+      store_list(a->x_dtype, a->acc_gx, a->gx, at + i * a->C + g * p->D, 0, 1, p->D,
+                 sum + i * p->Dp + g * size);
 }
 
 /* Few groups and many threads: the rows of a group are split into `parts`, whose slabs are added in
  * order. `parts` must not depend on the batch, so that the sums of one image do not; images are taken
- * `wave` at a time, which bounds the memory for their slabs. */
+ * `wave` at a time, which bounds the memory for their slabs. A block is one group here. */
 static void backward_parts(const ii_dcn_plan *p, ii_dcn_work *work, int threads, int64_t parts,
                            int64_t wave, real *slabs) {
   const ii_dcn_args *a = p->a;
@@ -249,32 +266,31 @@ static void backward_parts(const ii_dcn_plan *p, ii_dcn_work *work, int threads,
 }
 
 /* As many groups as threads, or more: each is done by one thread. */
-static void backward_groups(const ii_dcn_plan *p, ii_dcn_work *work, int threads) {
+static void backward_blocks(const ii_dcn_plan *p, ii_dcn_work *work, int threads) {
   const ii_dcn_args *a = p->a;
-  int64_t items = a->N * a->G, step = items / (threads * 4) + 1;
 #pragma omp parallel num_threads(threads)
   {
     ii_dcn_work *w = &work[omp_get_thread_num()];
     II_FN(dcn_clear)(p, w);
-#pragma omp for schedule(dynamic, step)
-    for (int64_t i = 0; i < items; i++) {
-      int64_t n = i / a->G, g = i % a->G;
-      II_FN(dcn_fill)(p, w, n, g);
-      backward_rows(p, w, n, g, 0, a->Ho);
-      for (int64_t h = 0; h < (a->gx ? a->H : 0); h++) store_gx_row(p, w->gslab, 1, 0, n, g, h);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < a->N * p->blocks; i++) {
+      int64_t n = i / p->blocks, b = i % p->blocks;
+      II_FN(dcn_fill)(p, w, n, b);
+      backward_rows(p, w, n, b, 0, a->Ho);
+      for (int64_t h = 0; h < (a->gx ? a->H : 0); h++) store_gx_row(p, w->gslab, 1, 0, n, b, h);
     }
   }
 }
 
 int II_FN(dcn_bwd)(ii_kctx *k, const ii_dcn_args *a) {
   if (a->N * a->G == 0) return 0;
-  ii_dcn_plan p;
-  ii_dcn_work *work;
-  if (II_FN(dcn_prepare)(k, a, true, &p, &work)) return 1;
   int64_t parts = (k->threads + a->G - 1) / a->G;
   if (parts > a->Ho) parts = a->Ho > 0 ? a->Ho : 1;
+  ii_dcn_plan p;
+  ii_dcn_work *work;
+  if (II_FN(dcn_prepare)(k, a, true, parts > 1 ? 1 : a->G, &p, &work)) return 1;
   if (parts == 1) {
-    backward_groups(&p, work, k->threads);
+    backward_blocks(&p, work, k->threads);
     return 0;
   }
   int64_t wave = 4 * k->threads / (a->G * parts) + 1;

@@ -35,51 +35,55 @@ static void sample_all(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t count
   if (left) sample(p, w, c, 1, count, y + c, step);
 }
 
-/* Output rows [h0,h1) of one image and group. */
-static void forward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t h0,
-                         int64_t h1) {
+/* `count` output pixels of one group from (n,ho,wo) on; its slab is w->slab. */
+static void forward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t ho,
+                          int64_t wo, int64_t count) {
   const ii_dcn_args *a = p->a;
-  bool in_place = a->x_dtype == II_REAL_DTYPE && p->D == p->Dp;
+  int64_t y = ((n * a->Ho + ho) * a->Wo + wo) * a->C + g * p->D;
+  II_FN(dcn_taps)(p, w, n, g, ho, wo, count);
+  if (a->x_dtype == II_REAL_DTYPE && p->D == p->Dp) {
+    sample_all(p, w, count, (real *)a->y + y, a->C);
+    return;
+  }
+  sample_all(p, w, count, w->rows, p->Dp);
+  for (int64_t i = 0; i < count; i++) {
+    const real *row = w->rows + i * p->Dp;
+    if (a->x_dtype == II_REAL_DTYPE)
+      memcpy((real *)a->y + y + i * a->C, row, (size_t)p->D * sizeof(real));
+    else ii_row_out(a->x_dtype, a->y, y + i * a->C, p->D, row);
+  }
+}
+
+/* Output rows [h0,h1) of block b of image n. */
+static void forward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b, int64_t h0,
+                         int64_t h1) {
+  const int64_t groups = ii_dcn_groups(p, b), Wo = p->a->Wo;
+  ii_dcn_work one = *w; /* looks at one group */
   for (int64_t ho = h0; ho < h1; ho++)
-    for (int64_t wo = 0; wo < a->Wo; wo += p->chunk) {
-      int64_t count = a->Wo - wo < p->chunk ? a->Wo - wo : p->chunk;
-      int64_t y = ((n * a->Ho + ho) * a->Wo + wo) * a->C + g * p->D;
-      II_FN(dcn_taps)(p, w, n, g, ho, wo, count);
-      if (in_place) {
-        sample_all(p, w, count, (real *)a->y + y, a->C);
-        continue;
+    for (int64_t wo = 0; wo < Wo; wo += p->chunk)
+      for (int64_t g = 0; g < groups; g++) {
+        one.slab = w->slab + g * p->pixels * p->Dp;
+        forward_chunk(p, &one, n, b * p->block + g, ho, wo, Wo - wo < p->chunk ? Wo - wo : p->chunk);
       }
-      sample_all(p, w, count, w->rows, p->Dp);
-      for (int64_t i = 0; i < count; i++) {
-        const real *row = w->rows + i * p->Dp;
-        if (a->x_dtype == II_REAL_DTYPE)
-          memcpy((real *)a->y + y + i * a->C, row, (size_t)p->D * sizeof(real));
-        else ii_row_out(a->x_dtype, a->y, y + i * a->C, p->D, row);
-      }
-    }
 }
 
 int II_FN(dcn_fwd)(ii_kctx *k, const ii_dcn_args *a) {
   if (a->N * a->G * a->C * a->Ho * a->Wo == 0) return 0;
   ii_dcn_plan p;
   ii_dcn_work *work;
-  if (II_FN(dcn_prepare)(k, a, false, &p, &work)) return 1;
-  /* Rows are split only when there are too few groups for the threads; results do not depend on it.
-   * A thread takes about a quarter of its share at a time, so neighbours do not write to the same
-   * cache lines, and a thread that the system delays is helped out. */
-  int64_t groups = a->N * a->G, parts = (k->threads + groups - 1) / groups;
+  if (II_FN(dcn_prepare)(k, a, false, a->G, &p, &work)) return 1;
+  /* Rows are split only when there are too few blocks for the threads; results do not depend on it. */
+  int64_t blocks = a->N * p.blocks, parts = (k->threads + blocks - 1) / blocks;
   if (parts > a->Ho) parts = a->Ho;
-  int64_t items = groups * parts, step = items / (k->threads * 4) + 1;
 #pragma omp parallel num_threads(k->threads)
   {
-    int self = omp_get_thread_num();
-    II_FN(dcn_clear)(&p, &work[self]);
-#pragma omp for schedule(dynamic, step)
-    for (int64_t i = 0; i < items; i++) {
-      int64_t ng = i / parts, part = i % parts;
-      II_FN(dcn_fill)(&p, &work[self], ng / a->G, ng % a->G);
-      forward_rows(&p, &work[self], ng / a->G, ng % a->G, a->Ho * part / parts,
-                   a->Ho * (part + 1) / parts);
+    ii_dcn_work *w = &work[omp_get_thread_num()];
+    II_FN(dcn_clear)(&p, w);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < blocks * parts; i++) {
+      int64_t n = i / parts / p.blocks, b = i / parts % p.blocks, part = i % parts;
+      II_FN(dcn_fill)(&p, w, n, b);
+      forward_rows(&p, w, n, b, a->Ho * part / parts, a->Ho * (part + 1) / parts);
     }
   }
   return 0;

@@ -6,6 +6,11 @@
 /* About this many taps per chunk: their arrays (some 60 bytes each) stay in the first cache. */
 #define CHUNK_TAPS 512
 
+/* Slabs of one thread, together; second-level caches have 1 or 2 MiB where this matters. */
+#ifndef SLAB_BYTES
+#define SLAB_BYTES (1 << 20)
+#endif
+
 static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
 /* Hands out pieces of one block; with base NULL it only counts. */
@@ -27,7 +32,7 @@ static void lay_out(arena *m, ii_dcn_plan *p, ii_dcn_work *w, int threads, bool 
   p->pixel_of_tap = take(m, p->cap, sizeof(int32_t));
   for (int i = 0; i < threads; i++) {
     ii_dcn_work t = {.filled = -1};
-    t.slab = take(m, p->pixels * p->Dp, sizeof(real));
+    t.slab = take(m, p->block * p->pixels * p->Dp, sizeof(real));
     t.rows = take(m, p->chunk * p->Dp, sizeof(real));
     t.off = take(m, p->cap * 2, sizeof(real));
     t.m = take(m, p->cap, sizeof(real));
@@ -36,7 +41,7 @@ static void lay_out(arena *m, ii_dcn_plan *p, ii_dcn_work *w, int threads, bool 
     t.ly = take(m, p->cap, sizeof(real));
     t.at = take(m, p->cap, sizeof(int32_t));
     if (backward) {
-      t.gslab = take(m, p->pixels * p->Dp, sizeof(real));
+      t.gslab = take(m, p->block * p->pixels * p->Dp, sizeof(real));
       t.s = take(m, p->cap * 4, sizeof(real));
       t.goff = take(m, p->cap * 2, sizeof(real));
       t.gm = take(m, p->cap, sizeof(real));
@@ -69,8 +74,21 @@ static void fill_tables(ii_dcn_plan *p) {
   }
 }
 
-int II_FN(dcn_prepare)(ii_kctx *k, const ii_dcn_args *a, bool backward, ii_dcn_plan *p,
-                       ii_dcn_work **work) {
+/* Groups per block: see dcn.h; and there should be some four blocks for each thread. */
+static void choose_blocks(ii_dcn_plan *p, int threads, bool backward, int64_t max_block) {
+  int64_t bytes = (backward ? 2 : 1) * p->pixels * p->Dp * (int64_t)sizeof(real);
+  int64_t fits = bytes > 0 ? SLAB_BYTES / bytes : 1, share = p->a->N * p->a->G / (4 * threads);
+  p->block = fits < share ? fits : share;
+  if (p->block > max_block) p->block = max_block;
+  if (p->block > p->a->G) p->block = p->a->G;
+  if (p->block < 1) p->block = 1;
+  p->blocks = (p->a->G + p->block - 1) / p->block;
+  p->block = (p->a->G + p->blocks - 1) / p->blocks; /* evenly */
+  p->blocks = (p->a->G + p->block - 1) / p->block;
+}
+
+int II_FN(dcn_prepare)(ii_kctx *k, const ii_dcn_args *a, bool backward, int64_t max_block,
+                       ii_dcn_plan *p, ii_dcn_work **work) {
   *p = (ii_dcn_plan){.a = a, .D = a->C / a->G, .scale = (real)a->offset_scale};
   p->K = ii_dcn_taps(a->kh, a->kw, a->remove_center);
   p->Dp = (p->D + II_VEC - 1) / II_VEC * II_VEC;
@@ -83,6 +101,7 @@ int II_FN(dcn_prepare)(ii_kctx *k, const ii_dcn_args *a, bool backward, ii_dcn_p
   int64_t chunks = (a->Wo + p->chunk - 1) / p->chunk; /* of equal length, if possible */
   p->chunk = a->Wo > 0 ? (a->Wo + chunks - 1) / chunks : 1;
   p->cap = ii_dcn_padded(p, p->chunk);
+  choose_blocks(p, k->threads, backward, max_block);
   arena m = {0};
   ii_dcn_work *w = take(&m, k->threads, sizeof *w);
   lay_out(&m, p, w, k->threads, backward);
@@ -97,30 +116,36 @@ int II_FN(dcn_prepare)(ii_kctx *k, const ii_dcn_args *a, bool backward, ii_dcn_p
 }
 
 void II_FN(dcn_clear)(const ii_dcn_plan *p, ii_dcn_work *w) {
-  memset(w->slab, 0, (size_t)(p->pixels * p->Dp) * sizeof(real));
+  memset(w->slab, 0, (size_t)(p->block * p->pixels * p->Dp) * sizeof(real));
 }
 
-/* Copies rows of D channels, D known to the compiler where it matters. */
+/* A row of pixels of `groups` groups, from side by side to `apart` elements apart; D is known to the
+ * compiler where it matters. */
 static inline __attribute__((always_inline)) void
-copy_pixels(real *dst, int64_t dst_step, const real *src, int64_t src_step, int64_t n, int64_t D) {
-  for (int64_t i = 0; i < n; i++)
-    memcpy(dst + i * dst_step, src + i * src_step, (size_t)D * sizeof(real));
+split_groups(real *dst, int64_t dst_step, int64_t apart, const real *src, int64_t src_step,
+             int64_t groups, int64_t pixels, int64_t D) {
+  for (int64_t i = 0; i < pixels; i++)
+    for (int64_t g = 0; g < groups; g++)
+      memcpy(dst + i * dst_step + g * apart, src + i * src_step + g * D, (size_t)D * sizeof(real));
 }
 
-void II_FN(dcn_fill)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g) {
+void II_FN(dcn_fill)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b) {
   const ii_dcn_args *a = p->a;
-  if (w->filled == n * a->G + g) return;
-  w->filled = n * a->G + g;
+  if (w->filled == n * p->blocks + b) return;
+  w->filled = n * p->blocks + b;
+  const int64_t groups = ii_dcn_groups(p, b), apart = p->pixels * p->Dp;
   for (int64_t h = 0; h < a->H; h++) {
     real *dst = w->slab + ((h + 1) * p->line + 1) * p->Dp;
-    int64_t src = ((n * a->H + h) * a->W) * a->C + g * p->D;
-    if (a->x_dtype == II_REAL_DTYPE) {
-      const real *x = (const real *)a->x + src;
-      if (p->D == II_VEC) copy_pixels(dst, p->Dp, x, a->C, a->W, II_VEC);
-      else copy_pixels(dst, p->Dp, x, a->C, a->W, p->D);
+    int64_t at = (n * a->H + h) * a->W * a->C + b * p->block * p->D;
+    const real *x = (const real *)a->x + at;
+    if (a->x_dtype != II_REAL_DTYPE) {
+      for (int64_t i = 0; i < a->W * groups; i++)
+        ii_row_in(a->x_dtype, a->x, at + i / groups * a->C + i % groups * p->D, p->D,
+                  dst + i / groups * p->Dp + i % groups * apart);
+    } else if (p->D == II_VEC) {
+      split_groups(dst, p->Dp, apart, x, a->C, groups, a->W, II_VEC);
     } else {
-      for (int64_t i = 0; i < a->W; i++)
-        ii_row_in(a->x_dtype, a->x, src + i * a->C, p->D, dst + i * p->Dp);
+      split_groups(dst, p->Dp, apart, x, a->C, groups, a->W, p->D);
     }
   }
 }
