@@ -3,6 +3,7 @@
  * multiplies. */
 #include <string.h>
 #include "kernels/cpu/matrix.h"
+#include "kernels/cpu/pieces.h"
 
 static bool is_pointwise(const ii_conv2d_args *a) {
   return a->kh == 1 && a->kw == 1 && a->stride == 1 && a->pad == 0;
@@ -66,7 +67,8 @@ static void image_to_columns(ii_kctx *k, const ii_conv2d_args *a, int64_t images
                              char *col) {
   const size_t size = ii_dtype_size(a->x_dtype);
   const int64_t part = a->kw * a->C * (int64_t)size, line = a->W * a->C * (int64_t)size;
-#pragma omp parallel for num_threads(k->threads) schedule(static)
+#pragma omp parallel for num_threads(ii_team(k, images * a->Ho * a->Wo * window(a)))               \
+    schedule(static)
   for (int64_t row = 0; row < images * a->Ho; row++) {
     const char *image = x + row / a->Ho * a->H * line;
     int64_t h = row % a->Ho * a->stride - a->pad;
@@ -80,7 +82,7 @@ static void image_to_columns(ii_kctx *k, const ii_conv2d_args *a, int64_t images
 /* Adds (acc_gw) or writes weights of the order O,kh,kw,C of the columns as the stored O,C,kh,kw. */
 static void rows_to_weights(ii_kctx *k, const ii_conv2d_args *a, const real *rows, real *w) {
   int64_t taps = (int64_t)a->kh * a->kw;
-#pragma omp parallel for num_threads(k->threads) schedule(static)
+#pragma omp parallel for num_threads(ii_team(k, w_count(a))) schedule(static)
   for (int64_t o = 0; o < a->O; o++)
     for (int64_t c = 0; c < a->C; c++)
       for (int64_t t = 0; t < taps; t++) {
@@ -156,7 +158,7 @@ static void gather_pixel(const ii_conv2d_args *a, const real *col, int64_t h, in
 }
 
 static void columns_to_image(ii_kctx *k, const ii_conv2d_args *a, const real *col, real *gx) {
-#pragma omp parallel for num_threads(k->threads) schedule(static)
+#pragma omp parallel for num_threads(ii_team(k, a->H * a->W * window(a))) schedule(static)
   for (int64_t p = 0; p < a->H * a->W; p++) {
     real *out = gx + p * a->C;
     if (!a->acc_gx) memset(out, 0, (size_t)a->C * sizeof *out);

@@ -1,5 +1,6 @@
 /* Linear layer: three matrix products and the column sums of the bias gradient. */
 #include "kernels/cpu/matrix.h"
+#include "kernels/cpu/pieces.h"
 
 enum {
   SUM_CHUNKS = 64,  /* pieces of rows that are summed independently */
@@ -32,7 +33,7 @@ int II_FN(bias_grad)(ii_kctx *k, ii_dtype x_dtype, int64_t rows, int64_t cols, c
   int64_t strips = (cols + SUM_COLUMNS - 1) / SUM_COLUMNS;
   real *partial = ii_cpu_scratch(k, II_SLOT_SUMS, (size_t)(chunks * cols) * sizeof *partial);
   if (!partial) return 1;
-#pragma omp parallel for num_threads(k->threads) schedule(static)
+#pragma omp parallel for num_threads(ii_team(k, rows *cols)) schedule(static)
   for (int64_t t = 0; t < chunks * strips; t++) {
     int64_t c = t / strips, col = t % strips * SUM_COLUMNS;
     int64_t n = cols - col < SUM_COLUMNS ? cols - col : SUM_COLUMNS;

@@ -1,5 +1,5 @@
 /* Pixel shuffle: channel blocks of r*r become r x r pixels. */
-#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/pieces.h"
 
 static real load(ii_dtype t, const void *p, int64_t i) {
   return t == II_REAL_DTYPE ? ((const real *)p)[i] : (real)ii_bf16_to_f32(((const uint16_t *)p)[i]);
@@ -10,6 +10,10 @@ static void store(ii_dtype t, void *p, int64_t i, real v) {
     ((real *)p)[i] = v;
   else
     ((uint16_t *)p)[i] = ii_f32_to_bf16((float)v);
+}
+
+static int64_t y_count(const ii_pixel_shuffle_args *a) {
+  return a->N * a->H * a->W * a->r * a->r * a->C;
 }
 
 /* Places of one element: of channel c of output pixel (row, col), row counted over all images. */
@@ -23,7 +27,7 @@ static int64_t x_index(const ii_pixel_shuffle_args *a, int64_t row, int64_t col,
 }
 
 int II_FN(pixel_shuffle_fwd)(ii_kctx *k, const ii_pixel_shuffle_args *a) {
-#pragma omp parallel for num_threads(k->threads) schedule(static)
+#pragma omp parallel for num_threads(ii_team(k, y_count(a))) schedule(static)
   for (int64_t row = 0; row < a->N * a->H * a->r; row++)
     for (int64_t col = 0; col < a->W * a->r; col++)
       for (int64_t c = 0; c < a->C; c++)
@@ -35,7 +39,7 @@ int II_FN(pixel_shuffle_fwd)(ii_kctx *k, const ii_pixel_shuffle_args *a) {
 /* Every input element has one output element, so the rows of y write disjoint parts of gx. */
 int II_FN(pixel_shuffle_bwd)(ii_kctx *k, const ii_pixel_shuffle_args *a) {
   if (!a->gx) return 0;
-#pragma omp parallel for num_threads(k->threads) schedule(static)
+#pragma omp parallel for num_threads(ii_team(k, y_count(a))) schedule(static)
   for (int64_t row = 0; row < a->N * a->H * a->r; row++)
     for (int64_t col = 0; col < a->W * a->r; col++)
       for (int64_t c = 0; c < a->C; c++) {

@@ -1,6 +1,6 @@
 /* Exchange of two dimensions. */
 #include <string.h>
-#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/pieces.h"
 
 enum { PIECE = 512 /* elements converted at a time */ };
 
@@ -18,9 +18,10 @@ static void add_run(ii_dtype t, void *y, int64_t yi, const void *x, int64_t xi, 
 }
 
 int II_FN(transpose)(ii_kctx *k, const ii_transpose_args *a) {
-  if (a->A * a->B * a->C * a->D == 0) return 0;
   size_t size = ii_dtype_size(a->x_dtype);
-#pragma omp parallel for num_threads(k->threads) schedule(static)
+  int64_t count = a->A * a->B * a->C * a->D;
+  if (count == 0) return 0;
+#pragma omp parallel for num_threads(ii_team(k, count)) schedule(static)
   for (int64_t row = 0; row < a->A * a->C; row++) {
     int64_t n = row / a->C, c = row % a->C;
     for (int64_t b = 0; b < a->B; b++) {
