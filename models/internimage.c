@@ -1,6 +1,6 @@
 /* InternImage and FlashInternImage: stem, four stages of blocks, head (paper Fig. 3; the official
  * intern_image.py and flash_intern_image.py for names, order and the places of the norms). */
-#include "layers/dcn.h"
+#include "layers/dcn_layer.h"
 #include "layers/heads.h"
 #include "autograd/tape.h"
 #include "models/model.h"

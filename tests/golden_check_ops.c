@@ -1,6 +1,6 @@
 /* The operators and the DCN modules. The loss of all these cases is sum(output * grad_output). */
 #include "tests/golden_check.h"
-#include "layers/dcn.h"
+#include "layers/dcn_layer.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

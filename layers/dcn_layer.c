@@ -1,4 +1,4 @@
-#include "layers/dcn.h"
+#include "layers/dcn_layer.h"
 
 static ii_dcn_geometry geometry_of(const ii_dcn_options *o, bool softmax) {
   return (ii_dcn_geometry){.groups = o->groups,
