@@ -4,6 +4,9 @@
  *   gmask = sum_c a_c S_c,  gdx = s m ((1-ly)(S_TR - S_TL) + ly (S_BR - S_BL)),  gdy likewise,
  * and adds m a_c gy to the gradient of its corners. Those sums go to a slab of the thread, so no two
  * threads add to the same place. */
+#ifdef __AVX512F__ /* without this, loops over taps use half of a register */
+#pragma GCC target("prefer-vector-width=512")
+#endif
 #include <omp.h>
 #include "kernels/cpu/dcn.h"
 

@@ -1,4 +1,7 @@
 /* Deformable convolution: geometry, the padded slab, and the positions and weights of the taps. */
+#ifdef __AVX512F__ /* without this, loops over taps use half of a register */
+#pragma GCC target("prefer-vector-width=512")
+#endif
 #include <math.h>
 #include "kernels/cpu/dcn.h"
 #include "kernels/cpu/fast_math.h"
