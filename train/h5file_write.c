@@ -107,6 +107,7 @@ static hid_t text_type(size_t size) {
 ii_status ii_h5_write_texts(ii_h5 *f, const char *group, const char *name, int64_t n,
                             const char *const *text, ii_error *err) {
   size_t size = 1;
+  II_ASSERT(n > 0, "%lld texts", (long long)n);
   for (int64_t i = 0; i < n; i++)
     if (strlen(text[i]) + 1 > size) size = strlen(text[i]) + 1;
   char *raw = calloc((size_t)n, size);

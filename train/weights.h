@@ -22,7 +22,7 @@ typedef struct {
   bool head_replaced;     /* see rand_init_head */
   char missing_names[II_WEIGHTS_NAMED][II_PARAM_NAME];
   char unexpected_names[II_WEIGHTS_NAMED][II_PARAM_NAME];
-  char mismatched_names[II_WEIGHTS_NAMED][II_PARAM_NAME + 96]; /* with both shapes */
+  char mismatched_names[II_WEIGHTS_NAMED][II_PARAM_NAME + 112]; /* with both shapes */
 } ii_weights_report;
 
 /* Overwrites the parameters and buffers with those of the file and refreshes the bf16 copies.
