@@ -4,6 +4,7 @@
 #include "layers/heads.h"
 #include "autograd/tape.h"
 #include "models/model.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,14 +58,24 @@ static bool has_stage_norm(const ii_model_config *cfg) {
   return !cfg->post_norm || cfg->center_feature_scale;
 }
 
+/* Element i of torch.linspace(0, end, total) in float32, bit for bit as torch's kernel for 8-lane
+ * vectors computes it: the second half is counted from the end with a fused multiply-add, and in the
+ * part that whole pairs of vectors cover, the lanes of a vector step on from its first element. The
+ * casts keep the compiler from fusing what torch rounds twice. */
+static float linspace(float end, int total, int i) {
+  const float step = end / (float)(total - 1);
+  const int lane = i < total / 16 * 16 ? i % 8 : 0, base = i - lane;
+  const float first = base < total / 2 ? (float)((double)step * base)
+                                       : fmaf(-step, (float)(total - 1 - base), end);
+  const float offset = (float)((double)step * lane);
+  return (float)((double)first + (double)offset);
+}
+
 double ii_model_drop_path(const ii_model *m, int stage, int block) {
-  /* torch.linspace(0, rate, total) in float32: symmetric halves, as torch computes it */
   int total = 0, i = block;
   for (int s = 0; s < II_STAGES; s++) total += m->cfg.depths[s];
   for (int s = 0; s < stage; s++) i += m->cfg.depths[s];
-  if (total < 2) return 0;
-  float end = (float)m->cfg.drop_path_rate, step = end / (float)(total - 1);
-  return i < total / 2 ? step * (float)i : end - step * (float)(total - 1 - i);
+  return total < 2 ? 0 : linspace((float)m->cfg.drop_path_rate, total, i);
 }
 
 /* ---- construction ---- */
