@@ -85,6 +85,9 @@ void gc_case_end(gc *g) {
   const char *type = g->dtype == II_DTYPE_COUNT ? "-" : ii_dtype_name(g->dtype);
   bool pass = g->compared > 0 && g->here.err <= g->here.bound;
   if (!g->compared) snprintf(g->here.tensor, sizeof g->here.tensor, "nothing to compare");
+  else if (g->here.err == 0)
+    snprintf(g->here.tensor, sizeof g->here.tensor, "(all of %lld exactly equal)",
+             (long long)g->compared);
   printf("%s %-12s %-36s %-3s worst %8.1e of %7.1e  %s\n", pass ? "ok  " : "FAIL", g->kind,
          g->where, type, g->here.err, g->here.bound, g->here.tensor);
   fflush(stdout);
