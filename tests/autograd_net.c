@@ -71,7 +71,9 @@ void net_init(net *n, ii_ctx *c, int blocks, unsigned flags) {
   ii_params_refresh_low(&n->params);
 }
 
-void net_free(net *n) { ii_params_destroy(&n->params); }
+void net_free(net *n) {
+  ii_params_destroy(&n->params);
+}
 
 static ii_tensor *drop_path(ii_ctx *c) {
   double keep[N];

@@ -1,6 +1,6 @@
 /* What is tested of every op: a list of cases, in op_cases_<family>.c. A case is a description of
- * inputs (drawn at random, always representable in bf16 so that all types see the same numbers) and a
- * function that calls the op; test_ops.c does the rest. */
+ * inputs (drawn at random, always representable in bf16 so that all types see the same numbers) and
+ * a function that calls the op; test_ops.c does the rest. */
 #ifndef II_TEST_OP_CASES_H
 #define II_TEST_OP_CASES_H
 #include "autograd/ops.h"
@@ -40,10 +40,11 @@ typedef struct {
 typedef enum { MODE_F64 = 0, MODE_F32, MODE_BF16, MODE_MIXED, MODE_COUNT } op_mode;
 
 enum {
-  CASE_WHOLE_BATCH = 1,  /* images depend on each other (batch norm, mean losses) */
-  CASE_TRAINING = 2,     /* ctx->training */
-  CASE_F64_ONLY = 4,     /* no parity with the other types */
-  CASE_READS_ROUNDED = 8 /* backward reads a rounded output: two more roundings in bf16 */
+  CASE_WHOLE_BATCH = 1,   /* images depend on each other (batch norm, mean losses) */
+  CASE_TRAINING = 2,      /* ctx->training */
+  CASE_F64_ONLY = 4,      /* no parity with the other types */
+  CASE_READS_ROUNDED = 8, /* backward reads a rounded output: two more roundings in bf16 */
+  CASE_LARGE = 16         /* large enough for several threads: fewer numeric derivatives */
 };
 
 typedef struct op_case {

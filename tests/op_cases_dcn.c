@@ -53,37 +53,26 @@ void op_dcn_fix_offsets(const op_case *k, double *const *in, ii_rng *r) {
 }
 
 #define GEOMETRY(G, kh, kw, s, p, d, centre, soft, scale)                                          \
-  {                                                                                                \
-    G, kh, kw, s, s, p, p, d, d, centre, soft, scale                                               \
-  }
+  { G, kh, kw, s, s, p, p, d, d, centre, soft, scale }
 /* the three inputs of v3; K taps, output Ho x Wo */
 #define V3_IN(N, H, W, C, G, K, Ho, Wo, spread)                                                    \
   {                                                                                                \
     {IN_ACT, DRAW_NORMAL, 4, {N, H, W, C}, 0},                                                     \
-        {IN_ACT, DRAW_OFFSET, 4, {N, Ho, Wo, (G) * (K) * 2}, spread},                              \
+        {IN_ACT, DRAW_OFFSET, 4, {N, Ho, Wo, (G) * (K)*2}, spread},                                \
         {IN_ACT, DRAW_NORMAL, 4, {N, Ho, Wo, (G) * (K)}, 0},                                       \
   }
 #define V4_IN(N, H, W, C, P, Ho, Wo, spread)                                                       \
-  {                                                                                                \
-    {IN_ACT, DRAW_NORMAL, 4, {N, H, W, C}, 0},                                                     \
-        {IN_ACT, DRAW_OFFSET, 4, {N, Ho, Wo, P}, spread},                                          \
-  }
+  { {IN_ACT, DRAW_NORMAL, 4, {N, H, W, C}, 0}, {IN_ACT, DRAW_OFFSET, 4, {N, Ho, Wo, P}, spread}, }
 #define V3(title, geometry, input, ...)                                                            \
-  {.op = II_OP_dcnv3,                                                                              \
-   .name = "dcnv3 " title,                                                                         \
-   .in = input,                                                                                    \
-   .call = dcnv3,                                                                                  \
-   .fix = op_dcn_fix_offsets,                                                                      \
-   .dcn = geometry,                                                                                \
-   __VA_ARGS__}
+  {                                                                                                \
+    .op = II_OP_dcnv3, .name = "dcnv3 " title, .in = input, .call = dcnv3,                         \
+    .fix = op_dcn_fix_offsets, .dcn = geometry, __VA_ARGS__                                        \
+  }
 #define V4(title, geometry, input, ...)                                                            \
-  {.op = II_OP_dcnv4,                                                                              \
-   .name = "dcnv4 " title,                                                                         \
-   .in = input,                                                                                    \
-   .call = dcnv4,                                                                                  \
-   .fix = op_dcn_fix_offsets,                                                                      \
-   .dcn = geometry,                                                                                \
-   __VA_ARGS__}
+  {                                                                                                \
+    .op = II_OP_dcnv4, .name = "dcnv4 " title, .in = input, .call = dcnv4,                         \
+    .fix = op_dcn_fix_offsets, .dcn = geometry, __VA_ARGS__                                        \
+  }
 
 static const op_case cases[] = {
     V3("3x3, softmax, 2 groups of 16", GEOMETRY(2, 3, 3, 1, 1, 1, false, true, 1.0),
@@ -168,4 +157,6 @@ static const op_case cases[] = {
      .terms = 100},
 };
 
-op_case_list op_cases_dcn(void) { return (op_case_list){cases, sizeof cases / sizeof *cases}; }
+op_case_list op_cases_dcn(void) {
+  return (op_case_list){cases, sizeof cases / sizeof *cases};
+}

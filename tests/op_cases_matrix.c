@@ -33,33 +33,35 @@ static ii_tensor *dwconv2d_twice(ii_ctx *c, ii_tensor *const *in, const op_case 
   return ii_add(c, once, dwconv2d(c, in, k));
 }
 
-#define X2(a, b)       {IN_ACT, DRAW_NORMAL, 2, {a, b}, 0}
-#define X3(a, b, c)    {IN_ACT, DRAW_NORMAL, 3, {a, b, c}, 0}
-#define X4(a, b, c, d) {IN_ACT, DRAW_NORMAL, 4, {a, b, c, d}, 0}
-#define W2(a, b)       {IN_PARAM, DRAW_NORMAL, 2, {a, b}, 0}
-#define W4(a, b, c, d) {IN_PARAM, DRAW_NORMAL, 4, {a, b, c, d}, 0}
-#define B(a)           {IN_PARAM, DRAW_NORMAL, 1, {a}, 0}
-#define NONE           {IN_NONE, 0, 0, {0}, 0}
+#define X2(a, b)                                                                                   \
+  { IN_ACT, DRAW_NORMAL, 2, {a, b}, 0 }
+#define X3(a, b, c)                                                                                \
+  { IN_ACT, DRAW_NORMAL, 3, {a, b, c}, 0 }
+#define X4(a, b, c, d)                                                                             \
+  { IN_ACT, DRAW_NORMAL, 4, {a, b, c, d}, 0 }
+#define W2(a, b)                                                                                   \
+  { IN_PARAM, DRAW_NORMAL, 2, {a, b}, 0 }
+#define W4(a, b, c, d)                                                                             \
+  { IN_PARAM, DRAW_NORMAL, 4, {a, b, c, d}, 0 }
+#define B(a)                                                                                       \
+  { IN_PARAM, DRAW_NORMAL, 1, {a}, 0 }
+#define NONE                                                                                       \
+  { IN_NONE, 0, 0, {0}, 0 }
 
 #define LINEAR(title, x, w, b, n)                                                                  \
-  {.op = II_OP_linear, .name = title, .in = {x, w, b}, .call = linear, .terms = n}
+  { .op = II_OP_linear, .name = title, .in = {x, w, b}, .call = linear, .terms = n }
 #define BMM(title, a, b, trans, alpha, n)                                                          \
-  {.op = II_OP_bmm,                                                                                \
-   .name = title,                                                                                  \
-   .in = {a, b},                                                                                   \
-   .call = bmm,                                                                                    \
-   .i = {trans},                                                                                   \
-   .f = {alpha},                                                                                   \
-   .terms = n}
+  {                                                                                                \
+    .op = II_OP_bmm, .name = title, .in = {a, b}, .call = bmm, .i = {trans}, .f = {alpha},         \
+    .terms = n                                                                                     \
+  }
 #define CONV(title, x, w, b, stride, pad, n)                                                       \
-  {.op = II_OP_conv2d,                                                                             \
-   .name = title,                                                                                  \
-   .in = {x, w, b},                                                                                \
-   .call = conv2d,                                                                                 \
-   .i = {stride, pad},                                                                             \
-   .terms = n}
+  {                                                                                                \
+    .op = II_OP_conv2d, .name = title, .in = {x, w, b}, .call = conv2d, .i = {stride, pad},        \
+    .terms = n                                                                                     \
+  }
 #define DWCONV(title, x, w, b, n)                                                                  \
-  {.op = II_OP_dwconv2d, .name = title, .in = {x, w, b}, .call = dwconv2d, .terms = n}
+  { .op = II_OP_dwconv2d, .name = title, .in = {x, w, b}, .call = dwconv2d, .terms = n }
 
 static const op_case cases[] = {
     LINEAR("linear 1x1 to 1", X2(1, 1), W2(1, 1), B(1), 0),

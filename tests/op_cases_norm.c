@@ -2,7 +2,9 @@
 #include "op_cases.h"
 
 /* the result type of layer norm and softmax: k->i[1] says compute, otherwise real */
-static ii_dtype out_type(const ii_ctx *c, const op_case *k) { return k->i[1] ? c->compute : c->real; }
+static ii_dtype out_type(const ii_ctx *c, const op_case *k) {
+  return k->i[1] ? c->compute : c->real;
+}
 
 static ii_tensor *layer_norm(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
   return ii_layer_norm(c, in[0], in[1], in[2], k->f[0], (ii_act)k->i[0], out_type(c, k));
@@ -29,53 +31,59 @@ static ii_tensor *smooth_ce(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
   return ii_smooth_cross_entropy(c, in[0], in[1], k->f[0]);
 }
 
-#define X2(a, b)       {IN_ACT, DRAW_NORMAL, 2, {a, b}, 0}
-#define X4(a, b, c, d) {IN_ACT, DRAW_NORMAL, 4, {a, b, c, d}, 0}
-#define WIDE(a, b, s)  {IN_ACT, DRAW_NORMAL, 2, {a, b}, s}
-#define VEC(a)         {IN_PARAM, DRAW_NORMAL, 1, {a}, 0}
-#define MEAN(a)        {IN_STATE, DRAW_NORMAL, 1, {a}, 0}
-#define VAR(a)         {IN_STATE, DRAW_POSITIVE, 1, {a}, 0}
+#define X2(a, b)                                                                                   \
+  { IN_ACT, DRAW_NORMAL, 2, {a, b}, 0 }
+#define X4(a, b, c, d)                                                                             \
+  { IN_ACT, DRAW_NORMAL, 4, {a, b, c, d}, 0 }
+#define WIDE(a, b, s)                                                                              \
+  { IN_ACT, DRAW_NORMAL, 2, {a, b}, s }
+#define VEC(a)                                                                                     \
+  { IN_PARAM, DRAW_NORMAL, 1, {a}, 0 }
+#define MEAN(a)                                                                                    \
+  { IN_STATE, DRAW_NORMAL, 1, {a}, 0 }
+#define VAR(a)                                                                                     \
+  { IN_STATE, DRAW_POSITIVE, 1, {a}, 0 }
 
 enum { REAL_OUT, COMPUTE_OUT };
 
 #define LN(title, x, C, act, out)                                                                  \
-  {.op = II_OP_layer_norm,                                                                         \
-   .name = title,                                                                                  \
-   .in = {x, VEC(C), VEC(C)},                                                                      \
-   .call = layer_norm,                                                                             \
-   .i = {act, out},                                                                                \
-   .f = {1e-6},                                                                                    \
-   .terms = 128}
+  {                                                                                                \
+    .op = II_OP_layer_norm, .name = title, .in = {x, VEC(C), VEC(C)}, .call = layer_norm,          \
+    .i = {act, out}, .f = {1e-6}, .terms = 128                                                     \
+  }
+/* enough elements for several threads */
+#define LARGE_LN(title, x, C, act, out)                                                            \
+  {                                                                                                \
+    .op = II_OP_layer_norm, .name = title, .in = {x, VEC(C), VEC(C)}, .call = layer_norm,          \
+    .i = {act, out}, .f = {1e-6}, .flags = CASE_LARGE, .terms = 521                                \
+  }
 #define BN(title, x, C, mode)                                                                      \
-  {.op = II_OP_batch_norm,                                                                         \
-   .name = title,                                                                                  \
-   .in = {x, VEC(C), VEC(C), MEAN(C), VAR(C)},                                                     \
-   .call = batch_norm,                                                                             \
-   .f = {1e-5, 0.1},                                                                               \
-   .flags = CASE_WHOLE_BATCH | mode,                                                               \
-   .terms = 128}
+  {                                                                                                \
+    .op = II_OP_batch_norm, .name = title, .in = {x, VEC(C), VEC(C), MEAN(C), VAR(C)},             \
+    .call = batch_norm, .f = {1e-5, 0.1}, .flags = CASE_WHOLE_BATCH | mode, .terms = 1100          \
+  }
 #define SOFTMAX(title, x, out)                                                                     \
-  {.op = II_OP_softmax,                                                                            \
-   .name = title,                                                                                  \
-   .in = {x},                                                                                      \
-   .call = softmax,                                                                                \
-   .i = {0, out},                                                                                  \
-   .flags = CASE_READS_ROUNDED}
+  {                                                                                                \
+    .op = II_OP_softmax, .name = title, .in = {x}, .call = softmax, .i = {0, out},                 \
+    .flags = CASE_READS_ROUNDED                                                                    \
+  }
+#define LARGE_SOFTMAX(title, x)                                                                    \
+  {                                                                                                \
+    .op = II_OP_softmax, .name = title, .in = {x}, .call = softmax,                                \
+    .flags = CASE_READS_ROUNDED | CASE_LARGE                                                       \
+  }
 #define SOFT_CE(title, N, C, x)                                                                    \
-  {.op = II_OP_soft_ce,                                                                            \
-   .name = title,                                                                                  \
-   .in = {x, {IN_CONST, DRAW_SIMPLEX, 2, {N, C}, 0}},                                              \
-   .call = soft_ce,                                                                                \
-   .flags = CASE_WHOLE_BATCH,                                                                      \
-   .terms = 1000}
+  {                                                                                                \
+    .op = II_OP_soft_ce, .name = title, .in = {x, {IN_CONST, DRAW_SIMPLEX, 2, {N, C}, 0}},         \
+    .call = soft_ce, .flags = CASE_WHOLE_BATCH | ((N) * (C) > 30000 ? CASE_LARGE : 0),             \
+    .terms = 1000                                                                                  \
+  }
 #define SMOOTH_CE(title, N, C, e, x)                                                               \
-  {.op = II_OP_smooth_ce,                                                                          \
-   .name = title,                                                                                  \
-   .in = {x, {IN_LABELS, DRAW_LABELS, 1, {N}, C}},                                                 \
-   .call = smooth_ce,                                                                              \
-   .f = {e},                                                                                       \
-   .flags = CASE_WHOLE_BATCH,                                                                      \
-   .terms = 1000}
+  {                                                                                                \
+    .op = II_OP_smooth_ce, .name = title, .in = {x, {IN_LABELS, DRAW_LABELS, 1, {N}, C}},          \
+    .call = smooth_ce, .f = {e}, .flags = CASE_WHOLE_BATCH | ((N) * (C) > 30000 ? CASE_LARGE : 0), \
+    .terms = 1000                                                                                  \
+  }
 
 static const op_case cases[] = {
     LN("layer norm 7x31", X2(7, 31), 31, II_ACT_NONE, REAL_OUT),
@@ -89,6 +97,8 @@ static const op_case cases[] = {
      .call = layer_norm,
      .f = {0.5}},
     LN("layer norm one row of 1025", X2(1, 1025), 1025, II_ACT_NONE, REAL_OUT),
+    LARGE_LN("layer norm 521x71 with gelu", X2(521, 71), 71, II_ACT_GELU, COMPUTE_OUT),
+    LARGE_LN("layer norm 271x128", X2(271, 128), 128, II_ACT_NONE, REAL_OUT),
     LN("layer norm without rows", X2(0, 16), 16, II_ACT_GELU, REAL_OUT),
     {.op = II_OP_layer_norm,
      .name = "layer norm of one channel is beta",
@@ -105,6 +115,8 @@ static const op_case cases[] = {
     BN("batch norm, training, 2x3x5x7", X4(2, 3, 5, 7), 7, CASE_TRAINING),
     BN("batch norm, training, 71x33", X2(71, 33), 33, CASE_TRAINING),
     BN("batch norm, training, 2 rows of 1", X2(2, 1), 1, CASE_TRAINING),
+    BN("batch norm, training, 1100x33", X2(1100, 33), 33, CASE_TRAINING | CASE_LARGE),
+    BN("batch norm, evaluation, 1100x33", X2(1100, 33), 33, CASE_LARGE),
     BN("batch norm, evaluation, 2x3x5x7", X4(2, 3, 5, 7), 7, 0),
     BN("batch norm, evaluation, one row of 31", X2(1, 31), 31, 0),
     BN("batch norm, evaluation, without rows", X2(0, 5), 5, 0),
@@ -112,17 +124,23 @@ static const op_case cases[] = {
     SOFTMAX("softmax 2x3x5x9, compute type out", X4(2, 3, 5, 9), COMPUTE_OUT),
     SOFTMAX("softmax of 1", X2(5, 1), REAL_OUT),
     SOFTMAX("softmax of 1025", X2(2, 1025), REAL_OUT),
+    LARGE_SOFTMAX("softmax 521x71", X2(521, 71)),
+    LARGE_SOFTMAX("softmax 3700x9", X2(3700, 9)),
     SOFTMAX("softmax of large logits", WIDE(33, 71, 20), REAL_OUT),
     SOFTMAX("softmax without rows", X2(0, 9), REAL_OUT),
     SOFT_CE("soft cross entropy 7x31", 7, 31, X2(7, 31)),
     SOFT_CE("soft cross entropy 1x1000", 1, 1000, X2(1, 1000)),
+    SOFT_CE("soft cross entropy 71x513", 71, 513, X2(71, 513)),
     SOFT_CE("soft cross entropy of large logits", 5, 33, WIDE(5, 33, 30)),
     SOFT_CE("soft cross entropy, one class", 3, 1, X2(3, 1)),
     SOFT_CE("soft cross entropy without samples", 0, 7, X2(0, 7)),
     SMOOTH_CE("smooth cross entropy 7x31", 7, 31, 0.1, X2(7, 31)),
     SMOOTH_CE("smooth cross entropy 33x10, no smoothing", 33, 10, 0.0, X2(33, 10)),
+    SMOOTH_CE("smooth cross entropy 71x513", 71, 513, 0.1, X2(71, 513)),
     SMOOTH_CE("smooth cross entropy of large logits", 5, 33, 0.3, WIDE(5, 33, 30)),
     SMOOTH_CE("smooth cross entropy without samples", 0, 7, 0.1, X2(0, 7)),
 };
 
-op_case_list op_cases_norm(void) { return (op_case_list){cases, sizeof cases / sizeof *cases}; }
+op_case_list op_cases_norm(void) {
+  return (op_case_list){cases, sizeof cases / sizeof *cases};
+}

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-#define GUARD 64
+#define GUARD  64
 #define POISON 0xFF /* all bits set: NaN in every floating type, -1 as an integer */
 
 typedef int (*kernel_fn)(ii_kctx *k, const void *args);
@@ -16,8 +16,12 @@ typedef int (*kernel_fn)(ii_kctx *k, const void *args);
 static bool guard_is_on;
 static int64_t checked[II_K_COUNT];
 
-void ii_guard_on(bool on) { guard_is_on = on; }
-int64_t ii_guard_checked(int kernel) { return checked[kernel]; }
+void ii_guard_on(bool on) {
+  guard_is_on = on;
+}
+int64_t ii_guard_checked(int kernel) {
+  return checked[kernel];
+}
 
 static const char *const names[II_K_COUNT] = {
 #define II_KERNEL(name, args) #name,
@@ -33,16 +37,24 @@ static double value(ii_dtype t, const void *p, int64_t i) {
 }
 
 static void set_value(ii_dtype t, void *p, int64_t i, double v) {
-  if (t == II_F32) ((float *)p)[i] = (float)v;
-  else if (t == II_F64) ((double *)p)[i] = v;
-  else if (t == II_BF16) ((uint16_t *)p)[i] = ii_f32_to_bf16((float)v);
-  else ((int32_t *)p)[i] = (int32_t)v;
+  if (t == II_F32)
+    ((float *)p)[i] = (float)v;
+  else if (t == II_F64)
+    ((double *)p)[i] = v;
+  else if (t == II_BF16)
+    ((uint16_t *)p)[i] = ii_f32_to_bf16((float)v);
+  else
+    ((int32_t *)p)[i] = (int32_t)v;
 }
 
 /* unit roundoff of a type */
-static double roundoff(ii_dtype t) { return t == II_F64 ? 0x1p-53 : t == II_F32 ? 0x1p-24 : 0x1p-8; }
+static double roundoff(ii_dtype t) {
+  return t == II_F64 ? 0x1p-53 : t == II_F32 ? 0x1p-24 : 0x1p-8;
+}
 
-static size_t buf_bytes(const ii_buf *b) { return (size_t)b->n * ii_dtype_size(b->dtype); }
+static size_t buf_bytes(const ii_buf *b) {
+  return (size_t)b->n * ii_dtype_size(b->dtype);
+}
 
 static unsigned char *guarded_new(size_t bytes) {
   size_t total = (bytes + 2 * GUARD + 63) / 64 * 64;
@@ -74,7 +86,9 @@ typedef struct {
 typedef enum { ACC_AS_GIVEN, ACC_OFF, ACC_ON } acc_mode;
 
 /* something to add to that is neither zero nor as large as to swallow the sum */
-static double ballast(int64_t i) { return 0.5 + 0.25 * (double)(i % 7) - 0.125 * (double)(i % 3); }
+static double ballast(int64_t i) {
+  return 0.5 + 0.25 * (double)(i % 7) - 0.125 * (double)(i % 3);
+}
 
 static void fill_grad(const ii_buf *b, unsigned char *p, const void *original, acc_mode mode) {
   size_t es = ii_dtype_size(b->dtype);
@@ -87,8 +101,8 @@ static void fill_grad(const ii_buf *b, unsigned char *p, const void *original, a
       memcpy(p + (size_t)i * es, (const char *)original + (size_t)i * es, es);
 }
 
-/* Copies of the buffers of `given`, whose pointers are put into `args` (a copy of the given struct).
- * only >= 0: all gradients but this one are NULL. */
+/* Copies of the buffers of `given`, whose pointers are put into `args` (a copy of the given
+ * struct). only >= 0: all gradients but this one are NULL. */
 static void prepare(call *c, int kernel, void *args, acc_mode mode, int only) {
   c->n = ii_guard_buffers(kernel, args, c->b);
   for (int i = 0; i < c->n; i++) {
@@ -250,7 +264,9 @@ static int guarded(ii_kctx *k, int kernel, const void *args, size_t size, kernel
 #define II_KERNEL(name, args)                                                                      \
   int __real_ii_cpu_##name(ii_kctx *k, const args *a);                                             \
   int __wrap_ii_cpu_##name(ii_kctx *k, const args *a);                                             \
-  static int real_##name(ii_kctx *k, const void *a) { return __real_ii_cpu_##name(k, a); }         \
+  static int real_##name(ii_kctx *k, const void *a) {                                              \
+    return __real_ii_cpu_##name(k, a);                                                             \
+  }                                                                                                \
   int __wrap_ii_cpu_##name(ii_kctx *k, const args *a) {                                            \
     return guarded(k, II_K_##name, a, sizeof *a, real_##name);                                     \
   }

@@ -1,5 +1,6 @@
 /* Guarded kernel calls. The linker redirects every ii_cpu_<kernel> that the autograd calls to a
- * wrapper in op_guard.c (see CMakeLists.txt), so that each op test is also a test of its kernels. */
+ * wrapper in op_guard.c (see CMakeLists.txt), so that each op test is also a test of its kernels.
+ */
 #ifndef II_TEST_OP_GUARD_H
 #define II_TEST_OP_GUARD_H
 #include <stdbool.h>

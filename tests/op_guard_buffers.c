@@ -13,10 +13,10 @@ static ii_buf *put(list *l, ii_buf_role role, const void *const *at, ii_dtype t,
   return b;
 }
 
-#define IN(field, type, count)     put(l, II_BUF_IN, (const void *const *)&a->field, type, count)
-#define OUT(field, type, count)    put(l, II_BUF_OUT, (const void *const *)&a->field, type, count)
-#define STATE(field, type, count)  put(l, II_BUF_STATE, (const void *const *)&a->field, type, count)
-#define UNREAD(field)              put(l, II_BUF_UNREAD, (const void *const *)&a->field, II_F32, 0)
+#define IN(field, type, count)    put(l, II_BUF_IN, (const void *const *)&a->field, type, count)
+#define OUT(field, type, count)   put(l, II_BUF_OUT, (const void *const *)&a->field, type, count)
+#define STATE(field, type, count) put(l, II_BUF_STATE, (const void *const *)&a->field, type, count)
+#define UNREAD(field)             put(l, II_BUF_UNREAD, (const void *const *)&a->field, II_F32, 0)
 #define GRAD(field, type, count)                                                                   \
   (put(l, II_BUF_GRAD, (const void *const *)&a->field, type, count)->acc = &a->acc_##field)
 
@@ -86,8 +86,10 @@ static void layer_norm(list *l, ii_layer_norm_args *a, bool bwd) {
     OUT(rstd, a->real, a->rows);
     return;
   }
-  if (a->act == II_ACT_NONE) UNREAD(beta);
-  else IN(beta, a->real, a->C);
+  if (a->act == II_ACT_NONE)
+    UNREAD(beta);
+  else
+    IN(beta, a->real, a->C);
   UNREAD(y);
   IN(mean, a->real, a->rows);
   IN(rstd, a->real, a->rows);
@@ -160,8 +162,10 @@ static void dcn(list *l, ii_dcn_args *a, bool bwd) {
   bool packed = a->offset_group == 3 * taps;
   IN(x, a->x_dtype, nx);
   IN(offset, a->om_dtype, rows * a->offset_row);
-  if (packed) put(l, II_BUF_INSIDE, &a->mask, a->om_dtype, 2 * taps);
-  else IN(mask, a->om_dtype, rows * a->mask_row);
+  if (packed)
+    put(l, II_BUF_INSIDE, &a->mask, a->om_dtype, 2 * taps);
+  else
+    IN(mask, a->om_dtype, rows * a->mask_row);
   if (!bwd) {
     OUT(y, a->x_dtype, rows * a->C);
     return;
@@ -177,15 +181,20 @@ static void dcn(list *l, ii_dcn_args *a, bool bwd) {
   if (packed)
     put(l, II_BUF_INSIDE, (const void *const *)&a->gmask, a->om_dtype, 2 * taps)->acc =
         &a->acc_gmask;
-  else GRAD(gmask, a->om_dtype, rows * a->mask_row);
+  else
+    GRAD(gmask, a->om_dtype, rows * a->mask_row);
 }
 
 static void residual(list *l, ii_residual_args *a, bool bwd) {
   int64_t n = a->N * a->rows * a->C;
-  if (bwd) UNREAD(x);
-  else IN(x, a->x_dtype, n);
-  if (bwd && !a->ggamma) UNREAD(f);
-  else IN(f, a->f_dtype, n);
+  if (bwd)
+    UNREAD(x);
+  else
+    IN(x, a->x_dtype, n);
+  if (bwd && !a->ggamma)
+    UNREAD(f);
+  else
+    IN(f, a->f_dtype, n);
   IN(gamma, a->real, a->C);
   IN(keep, a->real, a->N);
   if (!bwd) {
@@ -345,11 +354,19 @@ static void simple(list *l, int kernel, void *args) {
 }
 
 #define PAIR(name, call)                                                                           \
-  case II_K_##name##_fwd: call(&l, args, false); break;                                            \
-  case II_K_##name##_bwd: call(&l, args, true); break;
+  case II_K_##name##_fwd:                                                                          \
+    call(&l, args, false);                                                                         \
+    break;                                                                                         \
+  case II_K_##name##_bwd:                                                                          \
+    call(&l, args, true);                                                                          \
+    break;
 #define ELTWISE(name, from_y)                                                                      \
-  case II_K_##name##_fwd: eltwise(&l, args, false, from_y); break;                                 \
-  case II_K_##name##_bwd: eltwise(&l, args, true, from_y); break;
+  case II_K_##name##_fwd:                                                                          \
+    eltwise(&l, args, false, from_y);                                                              \
+    break;                                                                                         \
+  case II_K_##name##_bwd:                                                                          \
+    eltwise(&l, args, true, from_y);                                                               \
+    break;
 
 int ii_guard_buffers(int kernel, void *args, ii_buf *b) {
   list l = {b, 0};
@@ -374,7 +391,8 @@ int ii_guard_buffers(int kernel, void *args, ii_buf *b) {
     PAIR(pixel_shuffle, pixel_shuffle)
     PAIR(soft_ce, cross_entropy)
     PAIR(smooth_ce, cross_entropy)
-  default: simple(&l, kernel, args);
+  default:
+    simple(&l, kernel, args);
   }
   return l.n;
 }

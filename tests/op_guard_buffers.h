@@ -1,5 +1,5 @@
-/* The buffers of every kernel: where the pointer is in its argument struct, how many elements of which
- * type it has, and what the kernel may do with it, as kernels/kernels.h says. */
+/* The buffers of every kernel: where the pointer is in its argument struct, how many elements of
+ * which type it has, and what the kernel may do with it, as kernels/kernels.h says. */
 #ifndef II_TEST_OP_GUARD_BUFFERS_H
 #define II_TEST_OP_GUARD_BUFFERS_H
 #include "kernels/kernels.h"

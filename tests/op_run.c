@@ -16,7 +16,9 @@ int64_t op_input_numel(const op_input *in) {
   return n;
 }
 
-double op_round(double v) { return ii_bf16_to_f32(ii_f32_to_bf16((float)v)); }
+double op_round(double v) {
+  return ii_bf16_to_f32(ii_f32_to_bf16((float)v));
+}
 
 static void draw_rows_of_probabilities(const op_input *in, ii_rng *r, double *v, int64_t n) {
   int64_t C = in->shape[in->ndim - 1];
@@ -33,12 +35,23 @@ static void draw(const op_input *in, ii_rng *r, double *v, int64_t n) {
     double z = ii_rng_normal(r);
     switch (in->draw) {
     case DRAW_NORMAL:
-    case DRAW_OFFSET: v[i] = z * scale; break;
-    case DRAW_AWAY: v[i] = (z + (z < 0 ? -0.1 : 0.1)) * scale; break;
-    case DRAW_SPREAD: v[i] = (double)(i - n / 2) / 64; break;
-    case DRAW_POSITIVE: v[i] = ii_rng_range(r, 0.5, 1.5) * scale; break;
-    case DRAW_SIMPLEX: break;
-    case DRAW_LABELS: v[i] = (double)ii_rng_below(r, (uint64_t)scale); break;
+    case DRAW_OFFSET:
+      v[i] = z * scale;
+      break;
+    case DRAW_AWAY:
+      v[i] = (z + (z < 0 ? -0.1 : 0.1)) * scale;
+      break;
+    case DRAW_SPREAD:
+      v[i] = (double)(i - n / 2) / 64;
+      break;
+    case DRAW_POSITIVE:
+      v[i] = ii_rng_range(r, 0.5, 1.5) * scale;
+      break;
+    case DRAW_SIMPLEX:
+      break;
+    case DRAW_LABELS:
+      v[i] = (double)ii_rng_below(r, (uint64_t)scale);
+      break;
     }
     v[i] = op_round(v[i]);
   }
@@ -105,12 +118,21 @@ static ii_tensor *input_tensor(ii_ctx *c, ii_params *p, op_mode mode, const op_c
   snprintf(name, sizeof name, "in%d", i);
   ii_tensor *t = NULL;
   switch (in->kind) {
-  case IN_NONE: return NULL;
-  case IN_PARAM: t = ii_params_add(p, name, in->ndim, in->shape); break;
-  case IN_STATE: t = ii_params_add_buffer(p, name, in->ndim, in->shape); break;
-  case IN_LABELS: t = ii_tensor_new(c, II_I32, in->ndim, in->shape); break;
+  case IN_NONE:
+    return NULL;
+  case IN_PARAM:
+    t = ii_params_add(p, name, in->ndim, in->shape);
+    break;
+  case IN_STATE:
+    t = ii_params_add_buffer(p, name, in->ndim, in->shape);
+    break;
+  case IN_LABELS:
+    t = ii_tensor_new(c, II_I32, in->ndim, in->shape);
+    break;
   case IN_CONST:
-  case IN_REAL: t = ii_tensor_new(c, c->real, in->ndim, in->shape); break;
+  case IN_REAL:
+    t = ii_tensor_new(c, c->real, in->ndim, in->shape);
+    break;
   case IN_ACT:
     t = ii_tensor_new(c, mode == MODE_MIXED ? c->real : c->compute, in->ndim, in->shape);
     break;

@@ -47,8 +47,8 @@ static double gelu_slope(double x) {
   return 0.5 * (1 + erf(x / sqrt(2))) + x * exp(-x * x / 2) / sqrt(2 * M_PI);
 }
 
-/* z = (x + f) + gelu(x): x + f hands one block on to x and to f as their gradient, then gelu adds to
- * that of x: f must not see it. Then the same with f in the place of x. */
+/* z = (x + f) + gelu(x): x + f hands one block on to x and to f as their gradient, then gelu adds
+ * to that of x: f must not see it. Then the same with f in the place of x. */
 static void shared_gradient_is_copied_before_it_is_added_to(void **state) {
   ii_ctx *c = open_ctx(II_F64, II_F64, false);
   const double xv[] = {-1, 0.5, 2}, fv[] = {3, -2, 0.25}, ones[] = {1, 1, 1};
@@ -126,7 +126,8 @@ static void gradients_accumulate_until_zeroed(void **state) {
   ii_ctx_close(c);
 }
 
-/* A parameter that is passed on directly (a view, a sum) gets its gradient by copy, then by adding. */
+/* A parameter that is passed on directly (a view, a sum) gets its gradient by copy, then by adding.
+ */
 static void parameters_as_plain_operands(void **state) {
   ii_ctx *c = open_ctx(II_F64, II_F64, false);
   ii_params p;
@@ -222,11 +223,11 @@ static void scopes_leave_what_the_tape_saved(void **state) {
   ii_tensor *x = leaf(c, v, 3);
   int64_t live = c->pool.live;
   ii_scope s = ii_scope_begin(c);
-  ii_tensor *a = ii_add(c, x, x);  /* saved by gelu */
-  ii_tensor *b = ii_gelu(c, a);    /* nobody's */
-  ii_tensor *d = ii_add(c, b, b);  /* nobody's */
-  ii_tensor *e = ii_relu(c, d);    /* saved by relu */
-  ii_tensor *f = ii_add(c, e, e);  /* the result */
+  ii_tensor *a = ii_add(c, x, x); /* saved by gelu */
+  ii_tensor *b = ii_gelu(c, a);   /* nobody's */
+  ii_tensor *d = ii_add(c, b, b); /* nobody's */
+  ii_tensor *e = ii_relu(c, d);   /* saved by relu */
+  ii_tensor *f = ii_add(c, e, e); /* the result */
   ii_scope_return(c, s, f);
   assert_int_equal(c->pool.live, live + 3 * 64);
   ii_backward(c, sum(c, f), 1);
@@ -332,7 +333,9 @@ static void runs_repeat(void **state) {
   }
 }
 
-static ii_tensor *identity(ii_ctx *c, ii_tensor *x, const void *user) { return x; }
+static ii_tensor *identity(ii_ctx *c, ii_tensor *x, const void *user) {
+  return x;
+}
 
 /* nothing inside needs a gradient, or the block hands its input on */
 static void checkpoint_of_little(void **state) {
@@ -375,7 +378,9 @@ static void offsets_for_another_output(ii_ctx *c) {
   ii_dcnv3(c, x, o, m, &g);
 }
 
-static void negative_dimension(ii_ctx *c) { ii_tensor_new(c, c->real, 1, (int64_t[]){-1}); }
+static void negative_dimension(ii_ctx *c) {
+  ii_tensor_new(c, c->real, 1, (int64_t[]){-1});
+}
 
 static void backward_from_many(ii_ctx *c) {
   ii_backward(c, ii_tensor_new(c, c->real, 1, (int64_t[]){2}), 1);
@@ -390,9 +395,10 @@ static void two_parameters_of_one_name(ii_ctx *c) {
 
 /* Each aborts with a sentence on stderr that names the place. */
 static void programmer_errors_abort(void **state) {
-  void (*const bad[])(ii_ctx *) = {
-      linear_of_wrong_width, bias_of_wrong_width, add_of_two_shapes,         offsets_for_another_output,
-      negative_dimension,    backward_from_many,  two_parameters_of_one_name};
+  void (*const bad[])(ii_ctx *) = {linear_of_wrong_width,     bias_of_wrong_width,
+                                   add_of_two_shapes,         offsets_for_another_output,
+                                   negative_dimension,        backward_from_many,
+                                   two_parameters_of_one_name};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     int fd[2], status;
     assert_int_equal(pipe(fd), 0);

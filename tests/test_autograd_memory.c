@@ -1,5 +1,6 @@
 /* Whole training steps of a small network: a plan tells the peak of the real run without running a
- * kernel, memory stops growing after the first step, and running out of it is an error, not a crash. */
+ * kernel, memory stops growing after the first step, and running out of it is an error, not a
+ * crash. */
 #include "autograd_net.h"
 #include <math.h>
 #include <setjmp.h>
@@ -61,8 +62,8 @@ static void plan_equals_run(void **state) {
     }
 }
 
-/* 4 images of 6x6 with 32 channels, hidden 128, offsets and modulations 56, 10 classes; a recomputed
- * forward does not count again */
+/* 4 images of 6x6 with 32 channels, hidden 128, offsets and modulations 56, 10 classes; a
+ * recomputed forward does not count again */
 static void multiply_adds(void **state) {
   int64_t pixels = 4 * 36, block = pixels * 32 * (128 + 128 + 56);
   for (unsigned flags = NET_PLAIN; flags <= NET_CHECKPOINT; flags++) {
@@ -174,14 +175,14 @@ static void leaving_in_the_middle(void **state) {
   }
 }
 
-/* Under mixed precision weights of two dimensions have a bf16 copy that follows on request; gradients
- * and vectors stay in f32. */
+/* Under mixed precision weights of two dimensions have a bf16 copy that follows on request;
+ * gradients and vectors stay in f32. */
 static void low_copies(void **state) {
   ii_ctx *c = net_open(II_F32, II_BF16, false, NULL);
   ii_params p;
   ii_params_init(&p, c);
-  ii_tensor *w = ii_params_add(&p, "w", 2, (int64_t[]){1, 2}), *b = ii_params_add(&p, "b", 1,
-                                                                                 (int64_t[]){2});
+  ii_tensor *w = ii_params_add(&p, "w", 2, (int64_t[]){1, 2}),
+            *b = ii_params_add(&p, "b", 1, (int64_t[]){2});
   assert_null(b->low);
   assert_true(w->low && w->low->dtype == II_BF16 && w->grad->dtype == II_F32);
   ii_tensor_write_f64(c, w, (double[]){1 + 0x1p-10, -3});
@@ -218,12 +219,9 @@ static void context_errors(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(plan_equals_run),
-      cmocka_unit_test(multiply_adds),
-      cmocka_unit_test(memory_does_not_grow),
-      cmocka_unit_test(out_of_memory_is_an_error),
-      cmocka_unit_test(leaving_in_the_middle),
-      cmocka_unit_test(low_copies),
+      cmocka_unit_test(plan_equals_run),       cmocka_unit_test(multiply_adds),
+      cmocka_unit_test(memory_does_not_grow),  cmocka_unit_test(out_of_memory_is_an_error),
+      cmocka_unit_test(leaving_in_the_middle), cmocka_unit_test(low_copies),
       cmocka_unit_test(context_errors),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

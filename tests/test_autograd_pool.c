@@ -26,7 +26,8 @@ static void neighbours_join(void **state) {
   uintptr_t first = b[0]->address;
   assert_true(b[1]->address == first + 8 * MIB && b[2]->address == first + 16 * MIB);
   /* in every order of release the three and the rest of the chunk are one block again */
-  static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+  static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2},
+                                   {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
   for (int o = 0; o < 6; o++) {
     for (int i = 0; i < 3; i++) ii_block_release(b[orders[o][i]]);
     assert_int_equal(p.live, 0);
@@ -141,8 +142,8 @@ static void check(const ii_block *b, size_t bytes, int slot) {
   if (v && bytes) assert_int_equal(v[bytes - 1], slot + 1);
 }
 
-/* The same random requests to a real pool and to a plan: blocks do not overlap, and every number and
- * place is the same. */
+/* The same random requests to a real pool and to a plan: blocks do not overlap, and every number
+ * and place is the same. */
 static void random_requests_in_plan_and_reality(void **state) {
   ii_pool real, plan;
   ii_pool_init(&real, false);
@@ -188,7 +189,8 @@ static void random_requests_in_plan_and_reality(void **state) {
 static void class_names_differ(void **state) {
   for (int i = 0; i < II_MEM_CLASSES; i++)
     for (int j = 0; j < i; j++)
-      assert_string_not_equal(ii_mem_class_name((ii_mem_class)i), ii_mem_class_name((ii_mem_class)j));
+      assert_string_not_equal(ii_mem_class_name((ii_mem_class)i),
+                              ii_mem_class_name((ii_mem_class)j));
 }
 
 int main(void) {

@@ -1,5 +1,5 @@
-/* What DCN must do beyond its formula: an image in a batch of 8 equals the image alone, taps that are
- * not numbers contribute nothing, and at pixel centres the derivative is the right one. */
+/* What DCN must do beyond its formula: an image in a batch of 8 equals the image alone, taps that
+ * are not numbers contribute nothing, and at pixel centres the derivative is the right one. */
 #include "op_dcn_cases.h"
 #include "op_guard.h"
 #include <math.h>
@@ -21,7 +21,8 @@ static ii_tensor *call_v4(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
 }
 
 /* 3x3 window, padding 1; v4 rows are padded to a multiple of 8 */
-static op_case make_case(ii_op op, int64_t N, int64_t size, int G, int D, int stride, bool softmax) {
+static op_case make_case(ii_op op, int64_t N, int64_t size, int G, int D, int stride,
+                         bool softmax) {
   int64_t out = (size - 1) / stride + 1;
   op_case k = {.op = op, .name = "dcn", .call = op == II_OP_dcnv3 ? call_v3 : call_v4};
   k.dcn = (ii_dcn_geometry){G, 3, 3, stride, stride, 1, 1, 1, 1, false, softmax, 1.0};
@@ -59,7 +60,8 @@ static void problem_free(problem *p) {
   free(p->proj);
 }
 
-static void want_bits(const double *a, const double *b, int64_t n, const char *what, int64_t image) {
+static void want_bits(const double *a, const double *b, int64_t n, const char *what,
+                      int64_t image) {
   if (memcmp(a, b, (size_t)n * sizeof *a))
     fail_msg("%s of image %lld depends on its batch", what, (long long)image);
 }
@@ -155,8 +157,8 @@ static double loss(problem *p) {
 }
 
 /* At pixel centres the result is continuous with a kink. Between them it is linear in each
- * coordinate, so the difference quotient to the right is exact up to rounding. Taps at -1 are outside
- * by definition (their right derivative is not zero) and are left out. */
+ * coordinate, so the difference quotient to the right is exact up to rounding. Taps at -1 are
+ * outside by definition (their right derivative is not zero) and are left out. */
 static void right_derivative_at_pixel_centres(void **state) {
   enum { SIZE = 5 };
   problem p = make_problem(make_case(II_OP_dcnv3, 1, SIZE, 2, 4, 1, true));

@@ -156,7 +156,8 @@ static void below_is_unbiased(void **state) {
   ii_rng r = ii_rng_make(5, II_RNG_TEST, 0, 0);
   for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
     for (int i = 0; i < 1000; i++) assert_true(ii_rng_below(&r, sizes[s]) < sizes[s]);
-  /* with 3/4 of all 64-bit numbers, a plain remainder would fall below 1/3 of them twice as often */
+  /* with 3/4 of all 64-bit numbers, a plain remainder would fall below 1/3 of them twice as often
+   */
   double low = 0, n = 30000;
   for (int i = 0; i < (int)n; i++) low += ii_rng_below(&r, (uint64_t)3 << 62) < (uint64_t)1 << 62;
   NEAR(low / n, 1.0 / 3, sqrt(2.0 / 9 / n));
@@ -210,8 +211,10 @@ static void streams_are_independent(void **state) {
   for (uint64_t i = 0; i < 50; i++) {
     ii_rng base = ii_rng_make(i, II_RNG_AUGMENT, i, i);
     ii_rng other[] = {
-        ii_rng_make(i + 1, II_RNG_AUGMENT, i, i), ii_rng_make(i, II_RNG_MIX, i, i),
-        ii_rng_make(i, II_RNG_AUGMENT, i + 1, i), ii_rng_make(i, II_RNG_AUGMENT, i, i + 1),
+        ii_rng_make(i + 1, II_RNG_AUGMENT, i, i),
+        ii_rng_make(i, II_RNG_MIX, i, i),
+        ii_rng_make(i, II_RNG_AUGMENT, i + 1, i),
+        ii_rng_make(i, II_RNG_AUGMENT, i, i + 1),
         ii_rng_make(i + ((uint64_t)1 << 32), II_RNG_AUGMENT, i, i),
         ii_rng_make(i, II_RNG_AUGMENT, i + ((uint64_t)1 << 32), i),
         ii_rng_make(i, II_RNG_AUGMENT, i, i + ((uint64_t)1 << 32)),
@@ -233,14 +236,10 @@ static void hash_of_names(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(known_answers),
-      cmocka_unit_test(stream_is_consecutive_blocks),
-      cmocka_unit_test(uniform),
-      cmocka_unit_test(normal),
-      cmocka_unit_test(beta),
-      cmocka_unit_test(below_is_unbiased),
-      cmocka_unit_test(permutations),
-      cmocka_unit_test(streams_are_independent),
+      cmocka_unit_test(known_answers), cmocka_unit_test(stream_is_consecutive_blocks),
+      cmocka_unit_test(uniform),       cmocka_unit_test(normal),
+      cmocka_unit_test(beta),          cmocka_unit_test(below_is_unbiased),
+      cmocka_unit_test(permutations),  cmocka_unit_test(streams_are_independent),
       cmocka_unit_test(hash_of_names),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

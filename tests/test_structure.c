@@ -1,5 +1,5 @@
-/* Reads the source tree: folders include each other one way only, file names are unique, and libraries
- * neither print nor exit. */
+/* Reads the source tree: folders include each other one way only, file names are unique, and
+ * libraries neither print nor exit. */
 #include <ctype.h>
 #include <ftw.h>
 #include <setjmp.h>
@@ -50,8 +50,9 @@ static int visit(const char *path, const struct stat *st, int type, struct FTW *
 }
 
 static int read_tree(void **state) {
-  static const char *const folders[] = {"kernels", "autograd", "layers", "models", "optim", "train",
-                                        "eval",    "data",     "tests",  "bench",  "configs"};
+  static const char *const folders[] = {"kernels", "autograd", "layers", "models",
+                                        "optim",   "train",    "eval",   "data",
+                                        "tests",   "bench",    "configs"};
   for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
     char path[1024];
     snprintf(path, sizeof path, "%s/%s", ROOT, folders[i]);
@@ -170,34 +171,42 @@ static void strip(char *s) {
   for (; *s; s++) {
     char c = *s, next = s[1];
     if (in == CODE) {
-      if (c == '/' && next == '/') in = LINE;
+      if (c == '/' && next == '/')
+        in = LINE;
       else if (c == '/' && next == '*') {
         in = BLOCK;
         *s++ = ' '; /* so that the comment does not end at its own star */
-      } else if (c == '"') in = STRING;
-      else if (c == '\'') in = CHARACTER;
+      } else if (c == '"')
+        in = STRING;
+      else if (c == '\'')
+        in = CHARACTER;
       if (in == LINE || in == BLOCK) *s = ' ';
       continue;
     }
-    if (in == LINE && c == '\n') in = CODE;
+    if (in == LINE && c == '\n')
+      in = CODE;
     else if (in == BLOCK && c == '*' && next == '/') {
       *s++ = ' ';
       in = CODE;
     } else if ((in == STRING && c == '"') || (in == CHARACTER && c == '\'')) {
       in = CODE;
       continue;
-    } else if ((in == STRING || in == CHARACTER) && c == '\\' && next) *s++ = ' ';
+    } else if ((in == STRING || in == CHARACTER) && c == '\\' && next)
+      *s++ = ' ';
     if (*s != '\n') *s = ' ';
   }
 }
 
-static bool is_word(char c) { return isalnum((unsigned char)c) || c == '_'; }
+static bool is_word(char c) {
+  return isalnum((unsigned char)c) || c == '_';
+}
 
-/* Where a call of one of the functions, or a standard stream, is in stripped code; NULL: nowhere. */
+/* Where a call of one of the functions, or a standard stream, is in stripped code; NULL: nowhere.
+ */
 static const char *find_forbidden(const char *code, const char **what) {
-  static const char *const calls[] = {"printf", "vprintf", "puts",   "putchar", "perror", "exit",
-                                      "_exit",  "_Exit",   "abort",  "assert",  "system", "quick_exit",
-                                      "err",    "errx",    "dprintf"};
+  static const char *const calls[] = {"printf", "vprintf",    "puts",  "putchar", "perror",
+                                      "exit",   "_exit",      "_Exit", "abort",   "assert",
+                                      "system", "quick_exit", "err",   "errx",    "dprintf"};
   static const char *const streams[] = {"stdout", "stderr"};
   for (const char *p = code; *p;) {
     if (!is_word(*p)) {
