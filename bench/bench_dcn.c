@@ -13,6 +13,7 @@
 #include <time.h>
 #include "autograd/rng.h"
 #include "kernels/kernels.h"
+#include "train/process.h"
 
 typedef struct {
   int threads, repeat, batch;
@@ -154,6 +155,7 @@ static void run(ii_kctx *k, const options *o) {
 }
 
 int main(int argc, char **argv) {
+  ii_process_prepare(argv);
   options o = {.threads = 0, .repeat = 20, .batch = 8};
   for (int i = 1; i < argc; i += 2) {
     if (i + 1 == argc) fail("an option lacks its value");

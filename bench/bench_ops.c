@@ -17,6 +17,7 @@
 #include "autograd/param.h"
 #include "autograd/rng.h"
 #include "bench/measure.h"
+#include "train/process.h"
 
 #define MAX_IN     5
 #define MAX_SHAPES 24
@@ -741,6 +742,7 @@ static void run_dtype(const options *o, ii_dtype type, machine *m) {
 }
 
 int main(int argc, char **argv) {
+  ii_process_prepare(argv);
   options o;
   machine m = {0};
   parse(&o, argc, argv);

@@ -13,6 +13,7 @@
 #include "autograd/tape.h"
 #include "bench/measure.h"
 #include "train/setup.h"
+#include "train/process.h"
 
 #define MAX_STEPS 1000
 
@@ -227,6 +228,7 @@ static void report(const bench *b, const options *o) {
 }
 
 int main(int argc, char **argv) {
+  ii_process_prepare(argv);
   static options o;
   static bench b;
   parse(&o, argc, argv);

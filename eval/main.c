@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include "eval/evaluate.h"
 #include "train/cli.h"
+#include "train/process.h"
 
 enum {
   F_CHECKPOINT, F_CONFIG, F_SET, F_EMA, F_JSON, F_PER_CLASS, F_DEVICE, F_HELP, F_KEYS, F_VERSION
@@ -154,6 +155,7 @@ static ii_status evaluate(command *c, ii_error *err) {
 
 /* Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage. */
 int main(int argc, char **argv) {
+  ii_process_prepare(argv);
   ii_error err = {0};
   command *c = calloc(1, sizeof *c);
   if (c) c->sets = calloc((size_t)argc, sizeof *c->sets);

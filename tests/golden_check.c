@@ -1,6 +1,7 @@
 /* golden_check [options] FILE...: see usage() and golden_check.h. Files are told apart by what is in
  * them, never by their names, and a group of no known kind is an error: nothing goes unchecked. */
 #include "tests/golden_check.h"
+#include "train/process.h"
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -261,6 +262,7 @@ static int parse_options(gc *g, int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+  ii_process_prepare(argv);
   gc g = {.device = II_CPU, .f32 = true, .f64 = true};
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   for (int i = parse_options(&g, argc, argv); i < argc; i++) check_file(&g, argv[i]);

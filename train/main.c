@@ -8,6 +8,7 @@
 #include "train/plan.h"
 #include "train/setup.h"
 #include "train/trainer.h"
+#include "train/process.h"
 
 /* Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage, and: */
 enum { EXIT_RESUMABLE = 85 }; /* stopped by a signal after saving: run again with --resume auto */
@@ -192,6 +193,7 @@ static ii_status train(command *c, ii_error *err) {
 }
 
 int main(int argc, char **argv) {
+  ii_process_prepare(argv);
   ii_error err = {0};
   command *c = calloc(1, sizeof *c);
   if (c) c->sets = calloc((size_t)argc, sizeof *c->sets);
