@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import statistics
+import signal
 import sys
 
 SETTINGS = ("threads", "batch", "size", "groups")
@@ -52,6 +53,7 @@ def read(path, metrics):
 
 
 def main():
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "| head" ends it quietly
     ap = argparse.ArgumentParser()
     ap.add_argument("before")
     ap.add_argument("after")
