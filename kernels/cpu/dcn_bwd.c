@@ -144,6 +144,7 @@ store_list(ii_dtype t, bool add, void *dst, int64_t at, int64_t step, int64_t co
       else memcpy(d, v, (size_t)n * sizeof(real));
     } else {
       uint16_t *d = (uint16_t *)dst + at + i * step;
+#pragma omp simd
       for (int64_t j = 0; j < n; j++)
         d[j] = ii_f32_to_bf16((float)v[j] + (add ? ii_bf16_to_f32(d[j]) : 0));
     }
@@ -154,10 +155,15 @@ static void store_taps(const ii_dcn_plan *p, ii_dcn_work *w, int64_t row, int64_
                        int64_t count) {
   const ii_dcn_args *a = p->a;
   int64_t off = ii_dcn_offset_at(a, row, g), mask = ii_dcn_mask_at(a, row, g);
-  bool plain = p->K == 9 && a->om_dtype == II_REAL_DTYPE && !a->acc_goffset && !a->acc_gmask;
-  if (plain && a->goffset && a->gmask) { /* sizes known: two or three moves each */
+  bool usual = p->K == 9 && a->goffset && a->gmask && !a->acc_goffset && !a->acc_gmask;
+  if (usual && a->om_dtype == II_REAL_DTYPE) { /* sizes known: two or three moves each */
     store_list(II_REAL_DTYPE, false, a->goffset, off, a->offset_row, count, 18, w->goff);
     store_list(II_REAL_DTYPE, false, a->gmask, mask, a->mask_row, count, 9, w->gm);
+    return;
+  }
+  if (usual) {
+    store_list(II_BF16, false, a->goffset, off, a->offset_row, count, 18, w->goff);
+    store_list(II_BF16, false, a->gmask, mask, a->mask_row, count, 9, w->gm);
     return;
   }
   if (a->goffset)
@@ -178,7 +184,9 @@ static const real *load_gy(const ii_dcn_plan *p, ii_dcn_work *w, int64_t at, int
   *step = p->Dp;
   for (int64_t i = 0; i < count; i++) {
     real *row = w->rows + i * p->Dp;
-    const real *v = ii_row_in(a->x_dtype, a->gy, at + i * a->C, p->D, row);
+    const real *v = a->x_dtype == II_BF16 && p->D == 16
+                        ? ii_row_in(II_BF16, a->gy, at + i * a->C, 16, row)
+                        : ii_row_in(a->x_dtype, a->gy, at + i * a->C, p->D, row);
     if (v != row) memcpy(row, v, (size_t)p->D * sizeof(real));
     for (int64_t d = p->D; d < p->Dp; d++) row[d] = 0;
   }
@@ -234,8 +242,12 @@ static void store_gx_row(const ii_dcn_plan *p, real *slab, int64_t parts, int64_
   }
   for (int64_t i = 0; i < a->W; i++)
     for (int64_t g = 0; g < groups; g++)
-      store_list(a->x_dtype, a->acc_gx, a->gx, at + i * a->C + g * p->D, 0, 1, p->D,
-                 sum + i * p->Dp + g * size);
+      if (p->D == 16 && a->x_dtype == II_BF16 && !a->acc_gx)
+        store_list(II_BF16, false, a->gx, at + i * a->C + g * 16, 0, 1, 16,
+                   sum + i * p->Dp + g * size);
+      else
+        store_list(a->x_dtype, a->acc_gx, a->gx, at + i * a->C + g * p->D, 0, 1, p->D,
+                   sum + i * p->Dp + g * size);
 }
 
 /* Few groups and many threads: the rows of a group are split into `parts`, whose slabs are added in

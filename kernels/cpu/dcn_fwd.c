@@ -50,7 +50,8 @@ static void forward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64
     const real *row = w->rows + i * p->Dp;
     if (a->x_dtype == II_REAL_DTYPE)
       memcpy((real *)a->y + y + i * a->C, row, (size_t)p->D * sizeof(real));
-    else ii_row_out(a->x_dtype, a->y, y + i * a->C, p->D, row);
+    else if (p->D == 16) ii_row_out(II_BF16, a->y, y + i * a->C, 16, row);
+    else ii_row_out(II_BF16, a->y, y + i * a->C, p->D, row);
   }
 }
 

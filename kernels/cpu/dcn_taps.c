@@ -142,9 +142,10 @@ void II_FN(dcn_fill)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b)
     int64_t at = (n * a->H + h) * a->W * a->C + b * p->block * p->D;
     const real *x = (const real *)a->x + at;
     if (a->x_dtype != II_REAL_DTYPE) {
-      for (int64_t i = 0; i < a->W * groups; i++)
-        ii_row_in(a->x_dtype, a->x, at + i / groups * a->C + i % groups * p->D, p->D,
-                  dst + i / groups * p->Dp + i % groups * apart);
+      for (int64_t i = 0; i < a->W; i++, at += a->C, dst += p->Dp)
+        for (int64_t g = 0; g < groups; g++)
+          if (p->D == 16) ii_row_in(II_BF16, a->x, at + g * 16, 16, dst + g * apart);
+          else ii_row_in(II_BF16, a->x, at + g * p->D, p->D, dst + g * apart);
     } else if (p->D == II_VEC) {
       split_groups(dst, p->Dp, apart, x, a->C, groups, a->W, II_VEC);
     } else {
@@ -169,6 +170,9 @@ static void load_taps(const ii_dcn_plan *p, ii_dcn_work *w, int64_t row, int64_t
   if (p->K == 9 && a->om_dtype == II_REAL_DTYPE) { /* sizes known: two or three moves each */
     load_list(II_REAL_DTYPE, a->offset, off, a->offset_row, count, 18, w->off);
     load_list(II_REAL_DTYPE, a->mask, mask, a->mask_row, count, 9, w->m);
+  } else if (p->K == 9) {
+    load_list(II_BF16, a->offset, off, a->offset_row, count, 18, w->off);
+    load_list(II_BF16, a->mask, mask, a->mask_row, count, 9, w->m);
   } else {
     load_list(a->om_dtype, a->offset, off, a->offset_row, count, p->K * 2, w->off);
     load_list(a->om_dtype, a->mask, mask, a->mask_row, count, p->K, w->m);
