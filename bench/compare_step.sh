@@ -55,7 +55,8 @@ for round in $(seq "$rounds"); do
     "${common[@]}" >> "$work"
   for amp in none bf16; do
     echo "round $round: internimage.c, amp $amp" >&2
-    "$build/bin/bench_step" --config "internimage_${model}_1k" --amp "$amp" "${common[@]}" >> "$work"
+    "$build/bin/bench_step" --config "internimage_${model}_1k" --amp "$amp" "${common[@]}" \
+      >> "$work"
   done
 done
 [ -z "$out" ] || cp "$work" "$out"

@@ -7,9 +7,9 @@
 --official is the `classification` folder of a checkout of OpenGVLab/InternImage (commit 31c962d was
 used). core_op DCNv3_pytorch is its own fallback for machines without its CUDA extension, whose
 module only has to exist. --timm is the folder that holds timm 0.6.11, when it is not installed.
-A step is forward, loss, backward, clipping, AdamW and the moving average, as in the official main.py,
-in fp32: under torch.autocast this model does not run on the CPU with torch 1.13 (its layer norm
-refuses bf16 input with fp32 weights). Prints one JSON line: seconds of the steps (the first, which
+A step is forward, loss, backward, clipping, AdamW and the moving average, as in the official
+main.py, in fp32: under torch.autocast this model does not run on the CPU with torch 1.13 (its layer
+norm refuses bf16 input with fp32 weights). Prints one JSON line: seconds of the steps (the first, which
 warms up, is not counted), images/s, peak resident memory.
 """
 import argparse
