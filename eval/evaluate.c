@@ -63,10 +63,9 @@ static ii_status open_data(evaluation *e, ii_error *err) {
   if (e->n_names && ii_dataset_class_name(e->set, 0)) {
     if (e->cfg.model.num_classes == 0) e->cfg.model.num_classes = e->n_names;
     if (e->cfg.model.num_classes != e->n_names)
-      return ii_error_set(err, II_ERR_ARG,
-                          "model.num_classes = %lld, but %s was trained on %lld classes",
-                          (long long)e->cfg.model.num_classes, e->o->checkpoint,
-                          (long long)e->n_names);
+      return ii_error_set(
+          err, II_ERR_ARG, "model.num_classes = %lld, but %s was trained on %lld classes",
+          (long long)e->cfg.model.num_classes, e->o->checkpoint, (long long)e->n_names);
     return map_by_name(e, err);
   }
   return ii_setup_classes(&e->cfg, e->set, &e->o->say, err);
@@ -122,8 +121,9 @@ static char **copy_names(const evaluation *e, int64_t classes) {
     if (pass && !out) return NULL;
     char *text = (char *)(out + classes);
     for (int64_t i = 0; i < classes; i++) {
-      const char *name = own ? e->names[i]
-                       : i < ii_dataset_num_classes(e->set) ? ii_dataset_class_name(e->set, i) : "";
+      const char *name = own                                  ? e->names[i]
+                         : i < ii_dataset_num_classes(e->set) ? ii_dataset_class_name(e->set, i)
+                                                              : "";
       const size_t n = strlen(name) + 1;
       if (!pass) {
         size += n;

@@ -6,7 +6,7 @@
 #include "train/validate.h"
 
 typedef struct {
-  ii_config config;       /* complete and checked */
+  ii_config config; /* complete and checked */
   ii_device device;
   const char *checkpoint; /* ours, or any HDF5 file with the weights (weights.h) */
   bool ema;               /* evaluate the moving average */
@@ -15,10 +15,10 @@ typedef struct {
 
 typedef struct {
   ii_accuracy accuracy;
-  int64_t classes;          /* of the model */
-  int64_t *class_images;    /* [classes] */
-  int64_t *class_correct;   /* [classes], top-1 */
-  char **class_names;       /* [classes], or NULL when neither checkpoint nor data has names */
+  int64_t classes;        /* of the model */
+  int64_t *class_images;  /* [classes] */
+  int64_t *class_correct; /* [classes], top-1 */
+  char **class_names;     /* [classes], or NULL when neither checkpoint nor data has names */
 } ii_eval_result;
 
 /* The configuration named, or with name NULL the one stored in the checkpoint; the caller applies

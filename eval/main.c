@@ -8,7 +8,16 @@
 #include "train/process.h"
 
 enum {
-  F_CHECKPOINT, F_CONFIG, F_SET, F_EMA, F_JSON, F_PER_CLASS, F_DEVICE, F_HELP, F_KEYS, F_VERSION
+  F_CHECKPOINT,
+  F_CONFIG,
+  F_SET,
+  F_EMA,
+  F_JSON,
+  F_PER_CLASS,
+  F_DEVICE,
+  F_HELP,
+  F_KEYS,
+  F_VERSION
 };
 
 static const ii_flag FLAGS[] = {
@@ -57,13 +66,26 @@ static bool print_info(int flag) {
 
 static ii_status take_flag(command *c, int flag, const char *value, ii_error *err) {
   switch (flag) {
-  case F_CHECKPOINT: c->options.checkpoint = value; break;
-  case F_CONFIG: c->config = value; break;
-  case F_SET: c->sets[c->n_sets++] = value; break;
-  case F_EMA: c->options.ema = true; break;
-  case F_JSON: c->json = true; break;
-  case F_PER_CLASS: c->per_class = true; break;
-  case F_DEVICE: return ii_device_parse(value, &c->options.device, err);
+  case F_CHECKPOINT:
+    c->options.checkpoint = value;
+    break;
+  case F_CONFIG:
+    c->config = value;
+    break;
+  case F_SET:
+    c->sets[c->n_sets++] = value;
+    break;
+  case F_EMA:
+    c->options.ema = true;
+    break;
+  case F_JSON:
+    c->json = true;
+    break;
+  case F_PER_CLASS:
+    c->per_class = true;
+    break;
+  case F_DEVICE:
+    return ii_device_parse(value, &c->options.device, err);
   }
   return II_OK;
 }
@@ -97,9 +119,12 @@ static void print_quoted(const char *s) {
   putchar('"');
   for (; *s; s++) {
     const unsigned char ch = (unsigned char)*s;
-    if (ch == '"' || ch == '\\') printf("\\%c", ch);
-    else if (ch < 0x20) printf("\\u%04x", ch);
-    else putchar(ch);
+    if (ch == '"' || ch == '\\')
+      printf("\\%c", ch);
+    else if (ch < 0x20)
+      printf("\\u%04x", ch);
+    else
+      putchar(ch);
   }
   putchar('"');
 }
@@ -109,8 +134,10 @@ static void print_json(const ii_eval_result *r, bool per_class) {
   printf("{\"top1\": %.6g, \"top5\": %.6g, \"images\": %" PRId64 ", \"failed\": %" PRId64
          ", \"loss\": ",
          ii_top1(a), ii_top5(a), a->images, a->failed);
-  if (a->finite) printf("%.9g", a->loss);
-  else printf("null");
+  if (a->finite)
+    printf("%.9g", a->loss);
+  else
+    printf("null");
   if (per_class) {
     printf(", \"classes\": [");
     for (int64_t i = 0; i < r->classes; i++) {
@@ -147,8 +174,10 @@ static ii_status evaluate(command *c, ii_error *err) {
   ii_status s = ii_eval_run(&c->options, &r, err);
   if (terminal) fprintf(stderr, "\r\033[K");
   II_TRY(s);
-  if (c->json) print_json(&r, c->per_class);
-  else print_text(&r, c->per_class);
+  if (c->json)
+    print_json(&r, c->per_class);
+  else
+    print_text(&r, c->per_class);
   ii_eval_free(&r);
   return II_OK;
 }
@@ -161,9 +190,12 @@ int main(int argc, char **argv) {
   if (c) c->sets = calloc((size_t)argc, sizeof *c->sets);
   bool done = false;
   int code = 0;
-  if (!c || !c->sets) ii_error_set(&err, II_ERR_MEMORY, "out of memory");
-  else if (parse(c, argc, argv, &done, &err) != II_OK) code = 2;
-  else if (!done && load_config(c, &err) == II_OK) evaluate(c, &err);
+  if (!c || !c->sets)
+    ii_error_set(&err, II_ERR_MEMORY, "out of memory");
+  else if (parse(c, argc, argv, &done, &err) != II_OK)
+    code = 2;
+  else if (!done && load_config(c, &err) == II_OK)
+    evaluate(c, &err);
   if (err.status != II_OK) {
     fprintf(stderr, "eval: %s\n", err.text);
     code = code ? code : 1;

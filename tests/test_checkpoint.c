@@ -23,7 +23,9 @@ static char folder[256];
 
 /* HDF5 cannot drop a file that it failed to write (test_failed_write_changes_nothing). */
 const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void) { return "leak:libhdf5"; }
+const char *__lsan_default_suppressions(void) {
+  return "leak:libhdf5";
+}
 
 /* A context, four tensors and an optimizer; nothing is computed. */
 typedef struct {
@@ -50,8 +52,12 @@ static void world_open(world *w, uint64_t seed, ii_optimizer_kind kind) {
   ii_params_add(&w->params, "levels.0.blocks.0.dcn.offset.bias", 1, (int64_t[]){7});
   ii_params_add(&w->params, "patch_embed.conv1.weight", 4, (int64_t[]){3, 2, 3, 3});
   ii_params_add_buffer(&w->params, "conv_head.1.0.running_mean", 1, (int64_t[]){4});
-  ii_optimizer_options o = {.kind = kind, .base_lr = 0.1, .momentum = 0.9, .ema = true,
-                            .ema_decay = 0.5, .rules = {.depths = {1, 1, 1, 1}}};
+  ii_optimizer_options o = {.kind = kind,
+                            .base_lr = 0.1,
+                            .momentum = 0.9,
+                            .ema = true,
+                            .ema_decay = 0.5,
+                            .rules = {.depths = {1, 1, 1, 1}}};
   assert_int_equal(ii_optimizer_init(&w->optimizer, &w->params, &o), II_OK);
   for (int64_t i = 0; i < w->params.count; i++) fill(w->ctx, w->params.at[i].value, &rng);
   ii_optimizer_item item;
@@ -66,10 +72,19 @@ static void world_close(world *w) {
 }
 
 static ii_train_state example_state(int64_t step) {
-  return (ii_train_state){.epoch = 3, .batch = 17, .step = step, .steps_per_epoch = 40,
-                          .updates = 68, .images = 4384, .seed = 99, .bad_files = 2,
-                          .validated_step = 120, .best_top1 = 71.25, .best_is_ema = 1,
-                          .loss_sum = 0.1 + 0.2, .loss_count = 7};
+  return (ii_train_state){.epoch = 3,
+                          .batch = 17,
+                          .step = step,
+                          .steps_per_epoch = 40,
+                          .updates = 68,
+                          .images = 4384,
+                          .seed = 99,
+                          .bad_files = 2,
+                          .validated_step = 120,
+                          .best_top1 = 71.25,
+                          .best_is_ema = 1,
+                          .loss_sum = 0.1 + 0.2,
+                          .loss_count = 7};
 }
 
 static ii_status save(world *w, const char *path, int64_t step, ii_error *err) {
@@ -284,7 +299,8 @@ static void test_not_a_checkpoint(void **unused) {
   unlink(path);
 }
 
-/* ---- writing is all or nothing -----------------------------------------------------------------*/
+/* ---- writing is all or nothing
+ * -----------------------------------------------------------------*/
 
 static void test_failed_write_changes_nothing(void **unused) {
   (void)unused;
@@ -325,7 +341,8 @@ static void test_failed_write_changes_nothing(void **unused) {
   world_close(&w);
 }
 
-/* ---- the folder of a run -----------------------------------------------------------------------*/
+/* ---- the folder of a run
+ * -----------------------------------------------------------------------*/
 
 static int skips;
 static void count_skip(void *user, const char *why) {

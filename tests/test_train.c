@@ -77,9 +77,9 @@ static int losses(const char *out, double loss[100]) {
   return n;
 }
 
-/* Stopping after any step and going on changes nothing: weights, average, moments, metrics. Here with
- * an accumulation of 4 over epochs of 6 steps, so that stops fall inside a group of gradients and
- * next to groups that are dropped at the end of an epoch. */
+/* Stopping after any step and going on changes nothing: weights, average, moments, metrics. Here
+ * with an accumulation of 4 over epochs of 6 steps, so that stops fall inside a group of gradients
+ * and next to groups that are dropped at the end of an epoch. */
 static void resume_exactly(const char *const *keys, const char *name) {
   ii_config cfg;
   char whole[64], part[64], set[64];
@@ -180,7 +180,8 @@ static void test_overfit(void **unused) {
   overfit("DCNv4");
 }
 
-/* ---- folders and refusals ----------------------------------------------------------------------*/
+/* ---- folders and refusals
+ * ----------------------------------------------------------------------*/
 
 static void expect(ii_status status, const ii_error *err, ii_status wanted, const char *part) {
   if (status != wanted) fail_msg("status %d, not %d: %s", status, wanted, err->text);
@@ -288,7 +289,8 @@ static void test_bad_images(void **unused) {
   }
 }
 
-/* ---- validation against a count by hand --------------------------------------------------------*/
+/* ---- validation against a count by hand
+ * --------------------------------------------------------*/
 
 /* ii_validate over batches that do not divide the set equals one forward pass per image, ranked by
  * sorting. */
@@ -343,11 +345,14 @@ static void test_validation_counts(void **unused) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_resume_exact),       cmocka_unit_test(test_resume_exact_bf16),
-      cmocka_unit_test(test_activation_checkpointing), cmocka_unit_test(test_seed_matters),
-      cmocka_unit_test(test_overfit),            cmocka_unit_test(test_refusals),
-      cmocka_unit_test(test_not_finite),         cmocka_unit_test(test_bad_images),
-      cmocka_unit_test(test_validation_counts)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_resume_exact),
+                                     cmocka_unit_test(test_resume_exact_bf16),
+                                     cmocka_unit_test(test_activation_checkpointing),
+                                     cmocka_unit_test(test_seed_matters),
+                                     cmocka_unit_test(test_overfit),
+                                     cmocka_unit_test(test_refusals),
+                                     cmocka_unit_test(test_not_finite),
+                                     cmocka_unit_test(test_bad_images),
+                                     cmocka_unit_test(test_validation_counts)};
   return cmocka_run_group_tests(tests, fixture_make, fixture_remove);
 }

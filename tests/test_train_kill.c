@@ -58,8 +58,8 @@ static bool alive(pid_t child) {
   return info.si_pid == 0;
 }
 
-/* Lets the program run for a moment and kills it; aimed: as soon as it writes a checkpoint. True when
- * it died of that and not earlier of itself. */
+/* Lets the program run for a moment and kills it; aimed: as soon as it writes a checkpoint. True
+ * when it died of that and not earlier of itself. */
 static bool kill_one(const char *out, int workers, bool aimed, ii_rng *rng, int *in_write) {
   char text[1024], dir[600];
   snprintf(dir, sizeof dir, "%s", fixture_path(out));

@@ -16,7 +16,8 @@ static void fails(int code, const char *program, const char *arguments, const ch
   const int got = fixture_wait(fixture_start(program, arguments));
   const char *text = fixture_output("stderr");
   if (got != code) fail_msg("%s %s: exit %d: %s", program, arguments, got, text);
-  if (!strstr(text, part)) fail_msg("%s %s: '%s' does not say '%s'", program, arguments, text, part);
+  if (!strstr(text, part))
+    fail_msg("%s %s: '%s' does not say '%s'", program, arguments, text, part);
   const char *end = strchr(text, '\n');
   if (!end || end[1]) fail_msg("%s %s: more than one line: %s", program, arguments, text);
 }
@@ -66,7 +67,8 @@ static void test_help(void **unused) {
   assert_non_null(strstr(fixture_output("stdout"), "--per-class"));
 }
 
-/* ---- plan --------------------------------------------------------------------------------------*/
+/* ---- plan
+ * --------------------------------------------------------------------------------------*/
 
 static json_t *plan(const char *arguments) {
   if (fixture_run("train", "%s --plan --json", arguments) != 0)
@@ -134,7 +136,8 @@ static void test_plan_follows_the_config(void **unused) {
   assert_non_null(strstr(fixture_output("stdout"), "multiply-adds"));
 }
 
-/* ---- a run, eval, signals ----------------------------------------------------------------------*/
+/* ---- a run, eval, signals
+ * ----------------------------------------------------------------------*/
 
 static json_t *eval_json(const char *arguments) {
   if (fixture_run("eval", "%s --json", arguments) != 0) fail_msg("%s", fixture_output("stderr"));
@@ -194,7 +197,8 @@ static void test_train_and_eval(void **unused) {
   fails(1, "eval", text, "unexpected");
 }
 
-/* Classes go by name: a set with some of them, renamed into another order, gives the same labels. */
+/* Classes go by name: a set with some of them, renamed into another order, gives the same labels.
+ */
 static void test_eval_by_name(void **unused) {
   (void)unused;
   char text[2000];
@@ -304,11 +308,15 @@ static void test_init(void **unused) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_wrong_usage),   cmocka_unit_test(test_help),
-      cmocka_unit_test(test_plan),          cmocka_unit_test(test_plan_follows_the_config),
-      cmocka_unit_test(test_train_and_eval), cmocka_unit_test(test_eval_by_name),
-      cmocka_unit_test(test_signals),       cmocka_unit_test(test_second_signal),
-      cmocka_unit_test(test_one_run_per_folder), cmocka_unit_test(test_init)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_wrong_usage),
+                                     cmocka_unit_test(test_help),
+                                     cmocka_unit_test(test_plan),
+                                     cmocka_unit_test(test_plan_follows_the_config),
+                                     cmocka_unit_test(test_train_and_eval),
+                                     cmocka_unit_test(test_eval_by_name),
+                                     cmocka_unit_test(test_signals),
+                                     cmocka_unit_test(test_second_signal),
+                                     cmocka_unit_test(test_one_run_per_folder),
+                                     cmocka_unit_test(test_init)};
   return cmocka_run_group_tests(tests, fixture_make, fixture_remove);
 }

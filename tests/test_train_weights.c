@@ -106,7 +106,10 @@ static void test_places_and_prefixes(void **unused) {
 static void test_partial(void **unused) {
   (void)unused;
   /* missing: levels.0.norm, unexpected: levels.9, another shape: head.bias */
-  const tensor file[] = {MODEL[0], MODEL[2], MODEL[3], {"head.bias", 1, {5}, 7},
+  const tensor file[] = {MODEL[0],
+                         MODEL[2],
+                         MODEL[3],
+                         {"head.bias", 1, {5}, 7},
                          {"levels.9.norm.0.weight", 1, {4}, 1}};
   const char *path = write_weights("/model", "", file, 5);
   ii_params p;
@@ -145,8 +148,10 @@ static void test_each_defect_refused(void **unused) {
   ii_error err;
   ii_weights_report r;
   ii_weights_options strict = {0}, partial = {.partial = true};
-  assert_int_equal(load(write_weights("/model", "", extra, 6), &p, strict, &r, &err), II_ERR_FORMAT);
-  assert_int_equal(load(write_weights("/model", "", MODEL, 4), &p, strict, &r, &err), II_ERR_FORMAT);
+  assert_int_equal(load(write_weights("/model", "", extra, 6), &p, strict, &r, &err),
+                   II_ERR_FORMAT);
+  assert_int_equal(load(write_weights("/model", "", MODEL, 4), &p, strict, &r, &err),
+                   II_ERR_FORMAT);
   assert_int_equal(load(write_weights("/model", "", MODEL + 1, 4), &p, strict, &r, &err),
                    II_ERR_FORMAT);
   /* not a single match is never what anybody wants */
@@ -155,12 +160,12 @@ static void test_each_defect_refused(void **unused) {
   assert_int_equal(load(write_weights("/elsewhere", "", MODEL, N), &p, strict, &r, &err),
                    II_ERR_FORMAT);
   assert_non_null(strstr(err.text, "no weights"));
-  assert_int_equal(load(write_weights("/model", "", MODEL, N), &p,
-                        (ii_weights_options){.ema = true}, &r, &err),
-                   II_ERR_FORMAT);
+  assert_int_equal(
+      load(write_weights("/model", "", MODEL, N), &p, (ii_weights_options){.ema = true}, &r, &err),
+      II_ERR_FORMAT);
   assert_non_null(strstr(err.text, "no moving average"));
-  const tensor counter[] = {MODEL[0], MODEL[1], MODEL[2], MODEL[3], MODEL[4],
-                            {"conv_head.1.0.num_batches_tracked", 0, {0}, 12}};
+  const tensor counter[] = {MODEL[0], MODEL[1], MODEL[2],
+                            MODEL[3], MODEL[4], {"conv_head.1.0.num_batches_tracked", 0, {0}, 12}};
   assert_int_equal(load(write_weights("/model", "", counter, 6), &p, strict, &r, &err), II_OK);
   assert_int_equal(r.unexpected, 0);
   close_model(&p, c);
@@ -169,8 +174,8 @@ static void test_each_defect_refused(void **unused) {
 /* The official rule: a head of another size is dropped, the model's own one is scaled by 0.001. */
 static void test_other_head(void **unused) {
   (void)unused;
-  const tensor file[] = {MODEL[0], MODEL[1], MODEL[2], {"head.weight", 2, {9, 4}, 5},
-                         {"head.bias", 1, {9}, 6}};
+  const tensor file[] = {
+      MODEL[0], MODEL[1], MODEL[2], {"head.weight", 2, {9, 4}, 5}, {"head.bias", 1, {9}, 6}};
   const char *path = write_weights("/model", "", file, 5);
   ii_params p;
   ii_ctx *c = open_model(&p);

@@ -60,7 +60,8 @@ static inline void fixture_set(const char *part, int classes, int images) {
 static const char FIXTURE_CONFIG[] =
     "model = { name = \"tiny\"; channels = 8; depths = [1, 1, 2, 1]; groups = [1, 2, 4, 8];\n"
     "  mlp_ratio = 2.0; drop_path_rate = 0.2; num_classes = 0; };\n"
-    "data = { root = \"%s/data\"; img_size = 32; batch_size = 4; eval_batch_size = 5; workers = 2;\n"
+    "data = { root = \"%s/data\"; img_size = 32; batch_size = 4; eval_batch_size = 5; workers = "
+    "2;\n"
     "  prefetch = 2; };\n"
     "train = { epochs = 3; warmup_epochs = 1; base_lr = 2e-3; warmup_lr = 1e-5; min_lr = 1e-5;\n"
     "  lr_reference_batch = 0; ema = true; ema_decay = 0.9; threads = 1; log_every_steps = 2;\n"

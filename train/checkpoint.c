@@ -105,8 +105,8 @@ static ii_status save_tensor(ii_h5 *f, const char *group, const char *name, ii_c
   return ii_h5_write(f, group, name, type_of(t), type_of(t), &shape, s->data, err);
 }
 
-static ii_status load_tensor(ii_h5 *f, const char *group, const char *name, ii_ctx *c,
-                             ii_tensor *t, staging *s, ii_error *err) {
+static ii_status load_tensor(ii_h5 *f, const char *group, const char *name, ii_ctx *c, ii_tensor *t,
+                             staging *s, ii_error *err) {
   ii_h5_shape shape = shape_of(t);
   II_TRY(stage(s, t, err));
   II_TRY(ii_h5_read(f, group, name, &shape, type_of(t), s->data, err));
@@ -116,8 +116,10 @@ static ii_status load_tensor(ii_h5 *f, const char *group, const char *name, ii_c
 
 /* Where a part of the optimizer's state is kept; the average has a group of its own. */
 static void group_of(const char *kind, char group[64]) {
-  if (!strcmp(kind, "ema")) strcpy(group, "/ema");
-  else snprintf(group, 64, "/optimizer/%s", kind);
+  if (!strcmp(kind, "ema"))
+    strcpy(group, "/ema");
+  else
+    snprintf(group, 64, "/optimizer/%s", kind);
 }
 
 static ii_status save_optimizer(ii_h5 *f, const ii_optimizer *o, staging *s, ii_error *err) {
@@ -148,8 +150,7 @@ static ii_status save_all(ii_h5 *f, const ii_checkpoint_content *c, staging *s, 
   II_TRY(ii_h5_set_text(f, "program", "internimage.c " II_VERSION, err));
   II_TRY(ii_h5_set_text(f, "config", c->config, err));
   II_TRY(save_state(f, &c->state, err));
-  if (c->class_count)
-    II_TRY(ii_h5_write_texts(f, "/", "classes", c->class_count, c->classes, err));
+  if (c->class_count) II_TRY(ii_h5_write_texts(f, "/", "classes", c->class_count, c->classes, err));
   II_TRY(ii_h5_group(f, "/model", err));
   for (int64_t i = 0; i < c->params->count; i++)
     II_TRY(save_tensor(f, "/model", c->params->at[i].name, c->params->ctx, c->params->at[i].value,
@@ -173,8 +174,9 @@ ii_status ii_checkpoint_save(const char *path, const ii_checkpoint_content *c, i
 
 ii_status ii_checkpoint_config(ii_h5 *f, char **text, ii_error *err) {
   if (ii_h5_has_attr(f, "config")) return ii_h5_get_text(f, "config", text, err);
-  return ii_error_set(err, II_ERR_FORMAT, "%s does not say which configuration it belongs to; "
-                                          "give --config",
+  return ii_error_set(err, II_ERR_FORMAT,
+                      "%s does not say which configuration it belongs to; "
+                      "give --config",
                       ii_h5_path(f));
 }
 

@@ -26,26 +26,26 @@ typedef struct {
   int64_t updates;         /* optimizer steps done */
   int64_t images;          /* seen in training, repetitions counted */
   int64_t seed;
-  int64_t bad_files;       /* failures to decode a training image */
-  int64_t validated_step;  /* step of the last validation; below 0: none yet */
-  double best_top1;        /* percent; below 0: not validated yet */
-  int64_t best_is_ema;     /* whether the moving average reached it (0, 1) */
-  double loss_sum;         /* of the steps since the last record of metrics.jsonl */
+  int64_t bad_files;      /* failures to decode a training image */
+  int64_t validated_step; /* step of the last validation; below 0: none yet */
+  double best_top1;       /* percent; below 0: not validated yet */
+  int64_t best_is_ema;    /* whether the moving average reached it (0, 1) */
+  double loss_sum;        /* of the steps since the last record of metrics.jsonl */
   int64_t loss_count;
 } ii_train_state;
 
 /* What is saved. All pointers are borrowed. */
 typedef struct {
   ii_train_state state;
-  const char *config;         /* text of the whole configuration */
-  int64_t class_count;        /* 0: no names */
+  const char *config;  /* text of the whole configuration */
+  int64_t class_count; /* 0: no names */
   const char *const *classes;
   ii_params *params;
   const ii_optimizer *optimizer;
 } ii_checkpoint_content;
 
-/* Writes a checkpoint; path is replaced in one step, or untouched after an error. Errors: II_ERR_IO,
- * II_ERR_MEMORY. */
+/* Writes a checkpoint; path is replaced in one step, or untouched after an error. Errors:
+ * II_ERR_IO, II_ERR_MEMORY. */
 ii_status ii_checkpoint_save(const char *path, const ii_checkpoint_content *content, ii_error *err);
 
 /* Reads the position; the file must be a whole checkpoint of ours of a known version.
@@ -58,9 +58,9 @@ ii_status ii_checkpoint_config(ii_h5 *file, char **text, ii_error *err);
 /* The class names (one malloced block); *count is 0 when it has none. */
 ii_status ii_checkpoint_classes(ii_h5 *file, char ***names, int64_t *count, ii_error *err);
 
-/* Restores everything: weights, average, optimizer state, accumulated gradients, update counter. All
- * names and shapes must agree. Refreshes the bf16 copies. After an error the weights are a mixture;
- * throw them away. Errors: II_ERR_FORMAT. */
+/* Restores everything: weights, average, optimizer state, accumulated gradients, update counter.
+ * All names and shapes must agree. Refreshes the bf16 copies. After an error the weights are a
+ * mixture; throw them away. Errors: II_ERR_FORMAT. */
 ii_status ii_checkpoint_restore(ii_h5 *file, ii_params *params, ii_optimizer *optimizer,
                                 ii_error *err);
 
@@ -82,8 +82,8 @@ ii_status ii_checkpoint_open_newest(const char *dir, ii_h5 **file,
                                     void (*skipped)(void *user, const char *why), void *user,
                                     ii_error *err);
 
-/* Removes all but the `keep` newest checkpoint-*.h5, and what interrupted writes left behind. best.h5
- * stays. Errors: II_ERR_IO. */
+/* Removes all but the `keep` newest checkpoint-*.h5, and what interrupted writes left behind.
+ * best.h5 stays. Errors: II_ERR_IO. */
 ii_status ii_checkpoint_prune(const char *dir, int64_t keep, ii_error *err);
 
 /* Makes `to` another name of the file `from`, atomically (a copy where links do not work). */

@@ -52,8 +52,10 @@ static ii_status list_steps(const char *dir, int64_t **steps, int64_t *count, ii
     if (*count == capacity) {
       capacity = 2 * capacity + 16;
       int64_t *more = realloc(*steps, (size_t)capacity * sizeof *more);
-      if (!more) s = ii_error_set(err, II_ERR_MEMORY, "out of memory for the list of %s", dir);
-      else *steps = more;
+      if (!more)
+        s = ii_error_set(err, II_ERR_MEMORY, "out of memory for the list of %s", dir);
+      else
+        *steps = more;
     }
     if (s == II_OK) (*steps)[(*count)++] = step;
   }
@@ -74,8 +76,10 @@ ii_status ii_checkpoint_find(const char *dir, char ***paths, int64_t *count, ii_
     char *text = (char *)(out + total + 1);
     for (size_t i = 0; i < total; i++) {
       out[i] = text + i * II_RUN_PATH;
-      if (i < (size_t)n) ii_checkpoint_path(dir, steps[i], out[i]);
-      else strcpy(out[i], best);
+      if (i < (size_t)n)
+        ii_checkpoint_path(dir, steps[i], out[i]);
+      else
+        strcpy(out[i], best);
     }
     out[total] = NULL;
     *paths = out;
@@ -159,9 +163,10 @@ static ii_status copy_file(const char *from, const char *to, ii_error *err) {
   int in = open(from, O_RDONLY | O_CLOEXEC);
   int out = in < 0 ? -1 : open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   ii_status s = II_OK;
-  if (out < 0) s = ii_error_set(err, II_ERR_IO, "%s cannot be copied to %s: %s", from, to,
-                                strerror(errno));
-  else s = copy_bytes(in, out, to, err);
+  if (out < 0)
+    s = ii_error_set(err, II_ERR_IO, "%s cannot be copied to %s: %s", from, to, strerror(errno));
+  else
+    s = copy_bytes(in, out, to, err);
   if (in >= 0) close(in);
   if (out >= 0 && close(out) != 0 && s == II_OK)
     s = ii_error_set(err, II_ERR_IO, "%s cannot be written: %s", to, strerror(errno));

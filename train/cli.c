@@ -30,7 +30,8 @@ static ii_status unknown(const ii_cli *c, const char *arg, size_t n, ii_error *e
   const ii_flag *nearest = c->flags;
   for (const ii_flag *f = c->flags; f->name; f++)
     if (distance(arg, n, f->name) < distance(arg, n, nearest->name)) nearest = f;
-  return ii_error_set(err, II_ERR_ARG, "unknown flag %.*s; the nearest one is %s (--help lists all)",
+  return ii_error_set(err, II_ERR_ARG,
+                      "unknown flag %.*s; the nearest one is %s (--help lists all)",
                       n > 200 ? 200 : (int)n, arg, nearest->name);
 }
 
@@ -47,10 +48,11 @@ ii_status ii_cli_next(ii_cli *c, int *flag, const char **value, ii_error *err) {
     i++;
   const ii_flag *f = &c->flags[i];
   if (!f->name) return unknown(c, arg, n, err);
-  if (!f->value && arg[n])
-    return ii_error_set(err, II_ERR_ARG, "%s takes no value", f->name);
-  if (f->value && arg[n]) *value = arg + n + 1;
-  else if (f->value && c->at < c->argc) *value = c->argv[c->at++];
+  if (!f->value && arg[n]) return ii_error_set(err, II_ERR_ARG, "%s takes no value", f->name);
+  if (f->value && arg[n])
+    *value = arg + n + 1;
+  else if (f->value && c->at < c->argc)
+    *value = c->argv[c->at++];
   if (f->value && !*value)
     return ii_error_set(err, II_ERR_ARG, "%s needs a value: %s %s", f->name, f->name, f->value);
   *flag = i;

@@ -20,8 +20,8 @@ typedef struct {
 ii_cli ii_cli_begin(int argc, char *const *argv, const ii_flag *flags);
 
 /* The next flag: its place in flags is stored in *flag (-1: no more), its value in *value (from
- * "--flag VALUE" or "--flag=VALUE"). Errors (II_ERR_ARG): unknown flag, with the nearest known one; a
- * missing or superfluous value; anything that is not a flag. */
+ * "--flag VALUE" or "--flag=VALUE"). Errors (II_ERR_ARG): unknown flag, with the nearest known one;
+ * a missing or superfluous value; anything that is not a flag. */
 ii_status ii_cli_next(ii_cli *cli, int *flag, const char **value, ii_error *err);
 
 /* Prints the flags and their help. */

@@ -64,8 +64,7 @@ static ii_status check_block(int fd, const char *path, int64_t bytes, bool *ours
 static ii_status check_file(const char *path, bool *ours, ii_error *err) {
   struct stat st;
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0)
-    return ii_error_set(err, II_ERR_IO, "%s cannot be opened: %s", path, strerror(errno));
+  if (fd < 0) return ii_error_set(err, II_ERR_IO, "%s cannot be opened: %s", path, strerror(errno));
   ii_status s = II_OK;
   if (fstat(fd, &st) != 0)
     s = ii_error_set(err, II_ERR_IO, "%s cannot be read: %s", path, strerror(errno));
@@ -124,8 +123,12 @@ void ii_h5_close(ii_h5 *f) {
   ii_h5_free(f);
 }
 
-bool ii_h5_is_ours(const ii_h5 *f) { return f->ours; }
-const char *ii_h5_path(const ii_h5 *f) { return f->path; }
+bool ii_h5_is_ours(const ii_h5 *f) {
+  return f->ours;
+}
+const char *ii_h5_path(const ii_h5 *f) {
+  return f->path;
+}
 
 /* ---- groups and data sets --------------------------------------------------------------------*/
 
@@ -309,11 +312,14 @@ ii_status ii_h5_read_texts(ii_h5 *f, const char *group, const char *name, char *
 
 /* ---- attributes ------------------------------------------------------------------------------*/
 
-bool ii_h5_has_attr(ii_h5 *f, const char *name) { return H5Aexists(f->id, name) > 0; }
+bool ii_h5_has_attr(ii_h5 *f, const char *name) {
+  return H5Aexists(f->id, name) > 0;
+}
 
 static ii_status attr_error(ii_h5 *f, const char *name, ii_error *err) {
-  return ii_error_set(err, II_ERR_FORMAT, "%s has no usable attribute '%s': not a checkpoint of "
-                                          "this program",
+  return ii_error_set(err, II_ERR_FORMAT,
+                      "%s has no usable attribute '%s': not a checkpoint of "
+                      "this program",
                       f->path, name);
 }
 

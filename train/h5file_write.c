@@ -82,13 +82,13 @@ static ii_status put(ii_h5 *f, const char *group, const char *name, hid_t stored
 }
 
 ii_status ii_h5_write(ii_h5 *f, const char *group, const char *name, ii_h5_type stored,
-                      ii_h5_type given, const ii_h5_shape *shape, const void *data,
-                      ii_error *err) {
+                      ii_h5_type given, const ii_h5_shape *shape, const void *data, ii_error *err) {
   hsize_t dim[II_H5_DIMS];
   for (int i = 0; i < shape->ndim; i++) dim[i] = (hsize_t)shape->dim[i];
   hid_t space = shape->ndim ? H5Screate_simple(shape->ndim, dim, NULL) : H5Screate(H5S_SCALAR);
-  hid_t type = stored == II_H5_F32 ? H5T_IEEE_F32LE : stored == II_H5_F64 ? H5T_IEEE_F64LE
-                                                                       : H5T_STD_I64LE;
+  hid_t type = stored == II_H5_F32   ? H5T_IEEE_F32LE
+               : stored == II_H5_F64 ? H5T_IEEE_F64LE
+                                     : H5T_STD_I64LE;
   ii_status s = put(f, group, name, type, ii_h5_native(given), space, data, err);
   if (space >= 0) H5Sclose(space);
   return s;
@@ -191,8 +191,10 @@ ii_status ii_h5_commit(ii_h5 *f, ii_error *err) {
   if (s == II_OK && rename(f->temporary, f->path) != 0)
     s = ii_error_set(err, II_ERR_IO, "%s cannot be renamed to %s: %s", f->temporary, f->path,
                      strerror(errno));
-  if (s != II_OK) unlink(f->temporary);
-  else s = sync_folder(f->path, err);
+  if (s != II_OK)
+    unlink(f->temporary);
+  else
+    s = sync_folder(f->path, err);
   ii_h5_free(f);
   return s;
 }

@@ -47,8 +47,12 @@ static void print_line(void *user, ii_say_kind kind, const char *line) {
   const bool terminal = *(const bool *)user;
   const char *clear = terminal ? "\r\033[K" : "";
   switch (kind) {
-  case II_SAY_NOTE: printf("%s%s\n", clear, line); break;
-  case II_SAY_WARNING: printf("%swarning: %s\n", clear, line); break;
+  case II_SAY_NOTE:
+    printf("%s%s\n", clear, line);
+    break;
+  case II_SAY_WARNING:
+    printf("%swarning: %s\n", clear, line);
+    break;
   case II_SAY_PROGRESS:
     if (!terminal) printf("%s\n", line);
     break;
@@ -67,15 +71,27 @@ static int fail(const ii_error *err, int code) {
 /* ---- the command line ------------------------------------------------------------------------*/
 
 enum {
-  F_CONFIG, F_SET, F_RESUME, F_INIT, F_INIT_EMA, F_PARTIAL, F_DEVICE, F_PLAN, F_JSON, F_HELP,
-  F_KEYS, F_MARKDOWN, F_VERSION
+  F_CONFIG,
+  F_SET,
+  F_RESUME,
+  F_INIT,
+  F_INIT_EMA,
+  F_PARTIAL,
+  F_DEVICE,
+  F_PLAN,
+  F_JSON,
+  F_HELP,
+  F_KEYS,
+  F_MARKDOWN,
+  F_VERSION
 };
 
 static const ii_flag FLAGS[] = {
     {"--config", "NAME", "configuration file, here or in configs/, e.g. quickstart.cfg"},
     {"--set", "KEY=VALUE", "overrides one key of the configuration; may be repeated"},
-    {"--resume", "auto|PATH", "go on from the newest whole checkpoint of train.output_dir (if there "
-                              "is one), or from PATH"},
+    {"--resume", "auto|PATH",
+     "go on from the newest whole checkpoint of train.output_dir (if there "
+     "is one), or from PATH"},
     {"--init", "PATH", "start from the weights of this HDF5 file (goes before train.init)"},
     {"--init-ema", NULL, "of that file take the moving average"},
     {"--partial", NULL, "let --init load what fits, instead of refusing a partial match"},
@@ -107,25 +123,47 @@ static void print_help(void) {
 
 /* Flags that print and leave. */
 static bool print_info(int flag) {
-  if (flag == F_HELP) print_help();
-  else if (flag == F_KEYS) ii_config_help(stdout);
-  else if (flag == F_MARKDOWN) ii_config_markdown(stdout);
-  else if (flag == F_VERSION) printf("internimage.c %s\n", II_VERSION);
-  else return false;
+  if (flag == F_HELP)
+    print_help();
+  else if (flag == F_KEYS)
+    ii_config_help(stdout);
+  else if (flag == F_MARKDOWN)
+    ii_config_markdown(stdout);
+  else if (flag == F_VERSION)
+    printf("internimage.c %s\n", II_VERSION);
+  else
+    return false;
   return true;
 }
 
 static ii_status take_flag(command *c, int flag, const char *value, ii_error *err) {
   switch (flag) {
-  case F_CONFIG: c->config = value; break;
-  case F_SET: c->sets[c->n_sets++] = value; break;
-  case F_RESUME: c->options.resume = value; break;
-  case F_INIT: c->options.init = value; break;
-  case F_INIT_EMA: c->options.init_ema = true; break;
-  case F_PARTIAL: c->options.init_partial = true; break;
-  case F_DEVICE: return ii_device_parse(value, &c->options.device, err);
-  case F_PLAN: c->plan = true; break;
-  case F_JSON: c->json = true; break;
+  case F_CONFIG:
+    c->config = value;
+    break;
+  case F_SET:
+    c->sets[c->n_sets++] = value;
+    break;
+  case F_RESUME:
+    c->options.resume = value;
+    break;
+  case F_INIT:
+    c->options.init = value;
+    break;
+  case F_INIT_EMA:
+    c->options.init_ema = true;
+    break;
+  case F_PARTIAL:
+    c->options.init_partial = true;
+    break;
+  case F_DEVICE:
+    return ii_device_parse(value, &c->options.device, err);
+  case F_PLAN:
+    c->plan = true;
+    break;
+  case F_JSON:
+    c->json = true;
+    break;
   }
   return II_OK;
 }
@@ -141,8 +179,9 @@ static ii_status parse(command *c, int argc, char **argv, bool *done, ii_error *
     II_TRY(take_flag(c, flag, value, err));
   }
   if (!c->config)
-    return ii_error_set(err, II_ERR_ARG, "--config NAME is missing, e.g. --config quickstart.cfg "
-                                         "(--help explains)");
+    return ii_error_set(err, II_ERR_ARG,
+                        "--config NAME is missing, e.g. --config quickstart.cfg "
+                        "(--help explains)");
   if (c->json && !c->plan) return ii_error_set(err, II_ERR_ARG, "--json goes with --plan");
   return II_OK;
 }
@@ -199,9 +238,12 @@ int main(int argc, char **argv) {
   if (c) c->sets = calloc((size_t)argc, sizeof *c->sets);
   bool done = false;
   int code = 0;
-  if (!c || !c->sets) ii_error_set(&err, II_ERR_MEMORY, "out of memory");
-  else if (parse(c, argc, argv, &done, &err) != II_OK) code = 2;
-  else if (!done && load_config(c, &err) == II_OK) c->plan ? plan(c, &err) : train(c, &err);
+  if (!c || !c->sets)
+    ii_error_set(&err, II_ERR_MEMORY, "out of memory");
+  else if (parse(c, argc, argv, &done, &err) != II_OK)
+    code = 2;
+  else if (!done && load_config(c, &err) == II_OK)
+    c->plan ? plan(c, &err) : train(c, &err);
   if (err.status == II_ERR_INTERRUPTED) code = EXIT_RESUMABLE;
   if (err.status != II_OK) code = fail(&err, code ? code : 1);
   if (c) free(c->sets);

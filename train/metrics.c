@@ -85,8 +85,10 @@ ii_status ii_metrics_validation(ii_metrics *m, int64_t epoch, int64_t step, bool
           ", \"top1\": %.6g, \"top5\": %.6g, ",
           ema ? "ema" : "raw", epoch, step, ii_top1(a), ii_top5(a));
   /* JSON has no NaN: weights that blew up have no loss */
-  if (a->finite) fprintf(m->file, "\"loss\": %.9g, ", a->loss);
-  else fprintf(m->file, "\"loss\": null, ");
+  if (a->finite)
+    fprintf(m->file, "\"loss\": %.9g, ", a->loss);
+  else
+    fprintf(m->file, "\"loss\": null, ");
   fprintf(m->file, "\"images\": %" PRId64 ", \"failed\": %" PRId64 ", \"seconds\": %.3f}\n",
           a->images, a->failed, a->seconds);
   return flush(m, err);

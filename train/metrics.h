@@ -10,15 +10,15 @@ typedef struct {
   char path[2048];
 } ii_metrics;
 
-/* Opens dir/metrics.jsonl for appending. What a run that went on past the checkpoint this one resumes
- * from left behind is dropped first, atomically: training lines of steps after last_step, validation
- * lines of steps after last_validation, incomplete lines. Errors: II_ERR_IO. */
+/* Opens dir/metrics.jsonl for appending. What a run that went on past the checkpoint this one
+ * resumes from left behind is dropped first, atomically: training lines of steps after last_step,
+ * validation lines of steps after last_validation, incomplete lines. Errors: II_ERR_IO. */
 ii_status ii_metrics_open(ii_metrics *m, const char *dir, int64_t last_step,
                           int64_t last_validation, ii_error *err);
 void ii_metrics_close(ii_metrics *m);
 
 typedef struct {
-  int64_t epoch, step; /* both counted from 1 */
+  int64_t epoch, step;        /* both counted from 1 */
   double loss, lr, grad_norm; /* loss: mean since the last record; grad_norm of the last update */
   double images_per_second, data_wait; /* data_wait: share of the time, 0 to 1 */
   double eta_seconds;

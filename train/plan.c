@@ -59,15 +59,12 @@ static ii_status run(const ii_config *cfg, ii_ctx *c, ii_plan *plan, ii_error *e
 
 ii_status ii_plan_make(const ii_config *cfg, ii_device device, ii_plan *plan, ii_error *err) {
   const ii_dtype compute = ii_setup_compute(cfg, device);
-  *plan = (ii_plan){.batch = cfg->data.batch_size,
-                    .img_size = cfg->data.img_size,
-                    .bf16 = compute == II_BF16};
-  ii_ctx *c = ii_ctx_open(&(ii_ctx_options){.device = device,
-                                            .threads = 1,
-                                            .real = II_F32,
-                                            .compute = compute,
-                                            .plan = true},
-                          err);
+  *plan = (ii_plan){
+      .batch = cfg->data.batch_size, .img_size = cfg->data.img_size, .bf16 = compute == II_BF16};
+  ii_ctx *c = ii_ctx_open(
+      &(ii_ctx_options){
+          .device = device, .threads = 1, .real = II_F32, .compute = compute, .plan = true},
+      err);
   if (!c) return err->status;
   ii_status s = run(cfg, c, plan, err);
   ii_ctx_close(c);

@@ -15,16 +15,18 @@ static ii_status open_dataset(const ii_config *cfg, bool train, ii_dataset **d, 
 ii_status ii_setup_dataset(const ii_config *cfg, bool train, ii_dataset **d, ii_error *err) {
   *d = NULL;
   if (!*cfg->data.root)
-    return ii_error_set(err, II_ERR_ARG,
-                        "no data set: --set data.root=FOLDER names the folder with train/ and val/");
+    return ii_error_set(
+        err, II_ERR_ARG,
+        "no data set: --set data.root=FOLDER names the folder with train/ and val/");
   if (open_dataset(cfg, train, d, err) != II_OK)
     return ii_error_prefix(err, "%s images (data.root = \"%.200s\")",
                            train ? "training" : "validation", cfg->data.root);
   if (cfg->model.meta_dims.count && !ii_dataset_has_meta(*d)) {
     ii_dataset_free(*d);
     *d = NULL;
-    return ii_error_set(err, II_ERR_ARG, "model.meta_dims needs list files with month, latitude "
-                                         "and longitude");
+    return ii_error_set(err, II_ERR_ARG,
+                        "model.meta_dims needs list files with month, latitude "
+                        "and longitude");
   }
   return II_OK;
 }

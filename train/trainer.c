@@ -51,9 +51,10 @@ static ii_status train_step(ii_trainer *t, ii_error *err) {
   const double begin = ii_trainer_now();
   II_TRY(ii_loader_next(t->loader, &b, err));
   const double waited = ii_trainer_now() - begin;
-  II_ASSERT(b->epoch == s->epoch && b->index == s->batch, "batch %lld of epoch %lld, not %lld of "
-            "%lld", (long long)b->index, (long long)b->epoch, (long long)s->batch,
-            (long long)s->epoch);
+  II_ASSERT(b->epoch == s->epoch && b->index == s->batch,
+            "batch %lld of epoch %lld, not %lld of "
+            "%lld",
+            (long long)b->index, (long long)b->epoch, (long long)s->batch, (long long)s->epoch);
   /* what the last, shorter group of the epoch before has accumulated is dropped */
   if (s->batch == 0) ii_params_zero_grad(t->params);
   const double loss = run_batch(t, b);
@@ -63,8 +64,7 @@ static ii_status train_step(ii_trainer *t, ii_error *err) {
     ii_step_report report;
     ii_optimizer_step(&t->optimizer, &t->schedule, s->step, &report);
     II_TRY(context_status(t, err));
-    if (!report.finite)
-      return not_finite(t, "the norm of the gradient", report.grad_norm, b, err);
+    if (!report.finite) return not_finite(t, "the norm of the gradient", report.grad_norm, b, err);
     t->grad_norm = report.grad_norm;
     ii_params_zero_grad(t->params);
   }
@@ -78,12 +78,13 @@ static ii_status train_step(ii_trainer *t, ii_error *err) {
 }
 
 static bool finished(const ii_trainer *t) {
-  return t->state.epoch >= t->cfg->train.epochs ||
-         (t->state.batch < t->schedule.steps_per_epoch &&
-          t->state.step >= ii_trainer_total_steps(t));
+  return t->state.epoch >= t->cfg->train.epochs || (t->state.batch < t->schedule.steps_per_epoch &&
+                                                    t->state.step >= ii_trainer_total_steps(t));
 }
 
-static bool stop_wanted(const ii_trainer *t) { return t->o.stop && *t->o.stop; }
+static bool stop_wanted(const ii_trainer *t) {
+  return t->o.stop && *t->o.stop;
+}
 
 static ii_status interrupt(ii_trainer *t, ii_error *err) {
   ii_error_clear(err);
@@ -135,8 +136,10 @@ static ii_status loop(ii_trainer *t, ii_error *err) {
   while (!finished(t)) {
     if (t->state.batch < t->schedule.steps_per_epoch) II_TRY(train_step(t, err));
     if (stop_wanted(t)) return ii_error_set(err, II_ERR_INTERRUPTED, "stopped on request");
-    if (t->state.batch == t->schedule.steps_per_epoch) II_TRY(finish_epoch(t, err));
-    else if (save_due(t)) II_TRY(ii_trainer_save(t, NULL, err));
+    if (t->state.batch == t->schedule.steps_per_epoch)
+      II_TRY(finish_epoch(t, err));
+    else if (save_due(t))
+      II_TRY(ii_trainer_save(t, NULL, err));
   }
   return finish_inside_epoch(t, err);
 }
@@ -166,5 +169,9 @@ ii_status ii_trainer_run(ii_trainer *t, ii_error *err) {
   return II_OK;
 }
 
-const ii_train_state *ii_trainer_state(const ii_trainer *t) { return &t->state; }
-ii_model *ii_trainer_model(ii_trainer *t) { return t->model; }
+const ii_train_state *ii_trainer_state(const ii_trainer *t) {
+  return &t->state;
+}
+ii_model *ii_trainer_model(ii_trainer *t) {
+  return t->model;
+}

@@ -11,12 +11,12 @@
 #include "train/validate.h"
 
 typedef struct {
-  ii_config config;    /* complete and checked */
+  ii_config config; /* complete and checked */
   ii_device device;
-  const char *resume;  /* NULL: a new run; "auto": the newest whole checkpoint of train.output_dir,
-                          if there is one; or a checkpoint's path */
-  const char *init;    /* NULL: train.init */
-  bool init_ema, init_partial; /* see ii_weights_options */
+  const char *resume; /* NULL: a new run; "auto": the newest whole checkpoint of train.output_dir,
+                         if there is one; or a checkpoint's path */
+  const char *init;   /* NULL: train.init */
+  bool init_ema, init_partial;       /* see ii_weights_options */
   const volatile sig_atomic_t *stop; /* when it becomes nonzero: finish the step, save, return
                                         II_ERR_INTERRUPTED. May be NULL */
   ii_say say;
@@ -24,9 +24,9 @@ typedef struct {
 
 typedef struct ii_trainer ii_trainer;
 
-/* Everything before the first step: opens the data, builds the model, loads or restores weights, and
- * says what it did. Refuses to start a new run in a folder that has checkpoints.
- * Errors: one sentence; *trainer is NULL then. */
+/* Everything before the first step: opens the data, builds the model, loads or restores weights,
+ * and says what it did. Refuses to start a new run in a folder that has checkpoints. Errors: one
+ * sentence; *trainer is NULL then. */
 ii_status ii_trainer_open(const ii_trainer_options *options, ii_trainer **trainer, ii_error *err);
 void ii_trainer_close(ii_trainer *t); /* NULL is allowed */
 

@@ -21,9 +21,8 @@ static ii_status make_folders(const char *dir, ii_error *err) {
     const char end = *p;
     *p = 0;
     if (mkdir(path, 0777) != 0 && errno != EEXIST)
-      return ii_error_set(err, II_ERR_IO,
-                          "the folder %s (train.output_dir) cannot be made: %s", path,
-                          strerror(errno));
+      return ii_error_set(err, II_ERR_IO, "the folder %s (train.output_dir) cannot be made: %s",
+                          path, strerror(errno));
     if (!end) return II_OK;
     *p = end;
   }
@@ -293,8 +292,10 @@ ii_status ii_trainer_open(const ii_trainer_options *o, ii_trainer **trainer, ii_
   t->saved_step = -1;
   t->opened_at = t->saved_at = ii_trainer_now();
   ii_status s = open_all(t, err);
-  if (s == II_OK) *trainer = t;
-  else ii_trainer_close(t);
+  if (s == II_OK)
+    *trainer = t;
+  else
+    ii_trainer_close(t);
   return s;
 }
 

@@ -7,8 +7,8 @@
 
 /* Measurements between two records. */
 typedef struct {
-  double begin;          /* when the window began */
-  double wait;           /* of it, seconds waiting for data */
+  double begin; /* when the window began */
+  double wait;  /* of it, seconds waiting for data */
   int64_t steps, images;
   double seconds_per_step; /* smoothed over the whole run of this process; 0: not known yet */
   double pulsed;           /* when a pulse was last shown */
@@ -20,7 +20,7 @@ struct ii_trainer {
   const char *dir;      /* = train.output_dir */
   int lock;             /* descriptor of the folder, locked */
   FILE *log;
-  ii_say say;           /* to the caller and to the log file */
+  ii_say say; /* to the caller and to the log file */
   ii_dataset *train_set, *val_set;
   ii_loader *loader;
   ii_ctx *ctx;
@@ -34,8 +34,8 @@ struct ii_trainer {
   const char **classes; /* [num_classes], or NULL for data without names */
   double grad_norm;     /* of the last update */
   ii_pace pace;
-  double saved_at;      /* when the last checkpoint was written, for save_every_minutes */
-  int64_t saved_step;   /* its step; -1: none by this process */
+  double saved_at;    /* when the last checkpoint was written, for save_every_minutes */
+  int64_t saved_step; /* its step; -1: none by this process */
   double opened_at;
 };
 
@@ -53,8 +53,8 @@ ii_status ii_trainer_progress(ii_trainer *t, double waited, int64_t images, ii_e
 void ii_duration_text(double seconds, char *text, size_t size);
 
 /* trainer_save.c */
-/* Writes dir/checkpoint-<step>.h5 and prunes. `from` is NULL, or the path of a checkpoint of this very
- * moment that is linked instead. */
+/* Writes dir/checkpoint-<step>.h5 and prunes. `from` is NULL, or the path of a checkpoint of this
+ * very moment that is linked instead. */
 ii_status ii_trainer_save(ii_trainer *t, const char *from, ii_error *err);
 ii_status ii_trainer_save_best(ii_trainer *t, ii_error *err);
 /* Validates raw and averaged weights, records both; *best is set when this is the best so far. */

@@ -24,10 +24,14 @@ void ii_trainer_pace_reset(ii_trainer *t) {
 
 void ii_duration_text(double seconds, char *text, size_t size) {
   long s = lround(fmin(seconds, 1e9));
-  if (s >= 86400) snprintf(text, size, "%ldd%02ldh", s / 86400, s / 3600 % 24);
-  else if (s >= 3600) snprintf(text, size, "%ldh%02ldm", s / 3600, s / 60 % 60);
-  else if (s >= 60) snprintf(text, size, "%ldm%02lds", s / 60, s % 60);
-  else snprintf(text, size, "%lds", s);
+  if (s >= 86400)
+    snprintf(text, size, "%ldd%02ldh", s / 86400, s / 3600 % 24);
+  else if (s >= 3600)
+    snprintf(text, size, "%ldh%02ldm", s / 3600, s / 60 % 60);
+  else if (s >= 60)
+    snprintf(text, size, "%ldm%02lds", s / 60, s % 60);
+  else
+    snprintf(text, size, "%lds", s);
 }
 
 static int64_t peak_memory(void) {

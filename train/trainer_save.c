@@ -18,8 +18,10 @@ static ii_status write_checkpoint(ii_trainer *t, const char *path, ii_error *err
 ii_status ii_trainer_save(ii_trainer *t, const char *from, ii_error *err) {
   char path[II_RUN_PATH];
   ii_checkpoint_path(t->dir, t->state.step, path);
-  if (from) II_TRY(ii_checkpoint_link(from, path, err));
-  else II_TRY(write_checkpoint(t, path, err));
+  if (from)
+    II_TRY(ii_checkpoint_link(from, path, err));
+  else
+    II_TRY(write_checkpoint(t, path, err));
   t->saved_at = ii_trainer_now();
   t->saved_step = t->state.step;
   return ii_checkpoint_prune(t->dir, t->cfg->train.keep_last, err);
@@ -61,7 +63,8 @@ ii_status ii_trainer_validate(ii_trainer *t, bool *best, ii_error *err) {
   if (t->state.validated_step == t->state.step) return II_OK;
   for (int ema = 0; ema <= with_ema; ema++) II_TRY(measure(t, ema, &a[ema], err));
   for (int ema = 0; ema <= with_ema; ema++) {
-    II_TRY(ii_metrics_validation(&t->metrics, t->state.epoch + 1, t->state.step, ema, &a[ema], err));
+    II_TRY(
+        ii_metrics_validation(&t->metrics, t->state.epoch + 1, t->state.step, ema, &a[ema], err));
     if (ii_top1(&a[ema]) <= t->state.best_top1) continue;
     t->state.best_top1 = ii_top1(&a[ema]);
     t->state.best_is_ema = ema;

@@ -37,8 +37,8 @@ static void score(const double *row, int64_t classes, int64_t label, ii_accuracy
   r->correct5 += finite && above < 5;
 }
 
-/* The forward pass of one batch; its logits, [count * classes] (malloced), or NULL with the context's
- * error. */
+/* The forward pass of one batch; its logits, [count * classes] (malloced), or NULL with the
+ * context's error. */
 static double *forward(ii_model *model, ii_ctx *c, const ii_batch *b, int64_t size) {
   const int64_t classes = ii_model_get_config(model)->num_classes;
   double *logits = malloc((size_t)(b->count * classes) * sizeof *logits);

@@ -1,7 +1,8 @@
 /* Accuracy of a model on a data set: what training's validation and `eval` share.
  *
- * Official rule: evaluation mode (running statistics, no drop path), no mixed precision, plain cross
- * entropy. Each image of the set counts exactly once; one that cannot be read counts as wrong. */
+ * Official rule: evaluation mode (running statistics, no drop path), no mixed precision, plain
+ * cross entropy. Each image of the set counts exactly once; one that cannot be read counts as
+ * wrong. */
 #ifndef II_VALIDATE_H
 #define II_VALIDATE_H
 #include <signal.h>
@@ -10,12 +11,12 @@
 #include "train/report.h"
 
 typedef struct {
-  int64_t images;            /* all of the set */
-  int64_t failed;            /* of these, unreadable: counted as wrong, not part of the loss */
+  int64_t images; /* all of the set */
+  int64_t failed; /* of these, unreadable: counted as wrong, not part of the loss */
   int64_t correct1, correct5;
-  double loss;               /* mean cross entropy of the readable images */
+  double loss; /* mean cross entropy of the readable images */
   double seconds;
-  bool finite;               /* false: some output was not a finite number */
+  bool finite; /* false: some output was not a finite number */
 } ii_accuracy;
 
 /* Percent of all images. */
@@ -23,13 +24,13 @@ double ii_top1(const ii_accuracy *a);
 double ii_top5(const ii_accuracy *a);
 
 typedef struct {
-  int64_t img_size;                /* side of the loader's images */
-  const int32_t *label_of;         /* NULL, or the model's class for each class of the data set */
-  int64_t *class_images;           /* NULL, or [model classes] to count into, by true class */
-  int64_t *class_correct;          /* NULL, or [model classes]: top-1 */
+  int64_t img_size;                  /* side of the loader's images */
+  const int32_t *label_of;           /* NULL, or the model's class for each class of the data set */
+  int64_t *class_images;             /* NULL, or [model classes] to count into, by true class */
+  int64_t *class_correct;            /* NULL, or [model classes]: top-1 */
   const volatile sig_atomic_t *stop; /* NULL, or stop when it becomes nonzero */
-  ii_say say;                      /* pulses */
-  const char *title;               /* of the pulses: "validation" */
+  ii_say say;                        /* pulses */
+  const char *title;                 /* of the pulses: "validation" */
 } ii_validate_options;
 
 /* One pass over loader (not endless, not shuffled; sought to its start first). Ties in the logits

@@ -105,8 +105,10 @@ static ii_status consider(ii_h5 *f, const char *group, const char *name, const i
   r->stripped += stripped;
   II_TRY(ii_h5_get_shape(f, group, name, &shape, err));
   if (!shape_fits(q->value, &shape)) {
-    if (o->rand_init_head && is_head(q->name)) r->head_replaced = true;
-    else note_mismatch(r, q, &shape);
+    if (o->rand_init_head && is_head(q->name))
+      r->head_replaced = true;
+    else
+      note_mismatch(r, q, &shape);
     return II_OK;
   }
   r->matched++;
@@ -124,8 +126,7 @@ static ii_status compare(ii_h5 *f, const char *group, char **names, int64_t coun
     s = consider(f, group, names[i], p, o, seen, r, &todo[i], err);
   for (int64_t i = 0; i < p->count && s == II_OK; i++) {
     if (seen[i] || is_counter(p->at[i].name)) continue;
-    if (r->missing++ < II_WEIGHTS_NAMED)
-      strcpy(r->missing_names[r->missing - 1], p->at[i].name);
+    if (r->missing++ < II_WEIGHTS_NAMED) strcpy(r->missing_names[r->missing - 1], p->at[i].name);
   }
   /* weight and bias of a replaced head go together */
   for (int64_t i = 0; i < count && r->head_replaced; i++) {
@@ -143,8 +144,8 @@ static ii_status load_one(ii_h5 *f, const char *group, const match *m, ii_ctx *c
   II_TRY(ii_h5_get_shape(f, group, m->name, &shape, err));
   void *data = malloc((size_t)ii_numel(t) * ii_dtype_size(t->dtype) + 1);
   if (!data) return ii_error_set(err, II_ERR_MEMORY, "out of host memory for '%s'", m->name);
-  ii_status s = ii_h5_read(f, group, m->name, &shape, t->dtype == II_F64 ? II_H5_F64 : II_H5_F32,
-                           data, err);
+  ii_status s =
+      ii_h5_read(f, group, m->name, &shape, t->dtype == II_F64 ? II_H5_F64 : II_H5_F32, data, err);
   if (s == II_OK) ii_tensor_write(c, t, data);
   free(data);
   return s;
@@ -178,8 +179,8 @@ static ii_status refuse(ii_h5 *f, const ii_weights_report *r, ii_error *err) {
                           : "check the configuration, or load what fits with --partial");
 }
 
-ii_status ii_weights_load(ii_h5 *f, ii_params *p, const ii_weights_options *o,
-                          ii_weights_report *r, ii_error *err) {
+ii_status ii_weights_load(ii_h5 *f, ii_params *p, const ii_weights_options *o, ii_weights_report *r,
+                          ii_error *err) {
   const char *group = NULL;
   char **names = NULL;
   int64_t count = 0;
@@ -188,7 +189,8 @@ ii_status ii_weights_load(ii_h5 *f, ii_params *p, const ii_weights_options *o,
   match *todo = calloc((size_t)count, sizeof *todo);
   ii_status s = todo ? compare(f, group, names, count, p, o, r, todo, err)
                      : ii_error_set(err, II_ERR_MEMORY, "out of host memory");
-  if (s == II_OK && (r->matched == 0 || (!o->partial && r->missing + r->unexpected + r->mismatched)))
+  if (s == II_OK &&
+      (r->matched == 0 || (!o->partial && r->missing + r->unexpected + r->mismatched)))
     s = refuse(f, r, err);
   for (int64_t i = 0; i < count && s == II_OK; i++)
     if (todo[i].param) s = load_one(f, group, &todo[i], p->ctx, err);

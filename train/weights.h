@@ -1,25 +1,25 @@
-/* Loading weights into a model from any HDF5 file of tensors with state-dict names: our checkpoints,
- * or converted files with the tensors in /model, /params, /state_dict or at the top. Nothing is
- * left out silently: every name is matched, missing, unexpected or of the wrong shape, and all but a
- * complete match is refused unless asked for. */
+/* Loading weights into a model from any HDF5 file of tensors with state-dict names: our
+ * checkpoints, or converted files with the tensors in /model, /params, /state_dict or at the top.
+ * Nothing is left out silently: every name is matched, missing, unexpected or of the wrong shape,
+ * and all but a complete match is refused unless asked for. */
 #ifndef II_WEIGHTS_H
 #define II_WEIGHTS_H
 #include "autograd/param.h"
 #include "train/h5file.h"
 
 typedef struct {
-  bool ema;             /* the moving average (/ema, /model_ema) instead of the weights */
-  bool partial;         /* load what fits, leave the rest as it is */
-  bool rand_init_head;  /* head.weight, head.bias of another size: keep the present values times
-                           0.001 and drop the file's (the official RAND_INIT_FT_HEAD rule) */
+  bool ema;            /* the moving average (/ema, /model_ema) instead of the weights */
+  bool partial;        /* load what fits, leave the rest as it is */
+  bool rand_init_head; /* head.weight, head.bias of another size: keep the present values times
+                          0.001 and drop the file's (the official RAND_INIT_FT_HEAD rule) */
 } ii_weights_options;
 
 #define II_WEIGHTS_NAMED 3 /* examples that a report names */
 
 typedef struct {
   int64_t matched, missing, unexpected, mismatched;
-  int64_t stripped;       /* names that lost a prefix "module." or "backbone." */
-  bool head_replaced;     /* see rand_init_head */
+  int64_t stripped;   /* names that lost a prefix "module." or "backbone." */
+  bool head_replaced; /* see rand_init_head */
   char missing_names[II_WEIGHTS_NAMED][II_PARAM_NAME];
   char unexpected_names[II_WEIGHTS_NAMED][II_PARAM_NAME];
   char mismatched_names[II_WEIGHTS_NAMED][II_PARAM_NAME + 112]; /* with both shapes */
