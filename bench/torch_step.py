@@ -9,8 +9,8 @@ used). core_op DCNv3_pytorch is its own fallback for machines without its CUDA e
 module only has to exist. --timm is the folder that holds timm 0.6.11, when it is not installed.
 A step is forward, loss, backward, clipping, AdamW and the moving average, as in the official
 main.py, in fp32: under torch.autocast this model does not run on the CPU with torch 1.13 (its layer
-norm refuses bf16 input with fp32 weights). Prints one JSON line: seconds of the steps (the first, which
-warms up, is not counted), images/s, peak resident memory.
+norm refuses bf16 input with fp32 weights). Prints one JSON line: seconds of the steps (the first,
+which warms up, is not counted), images/s, peak resident memory.
 """
 import argparse
 import contextlib
