@@ -1,12 +1,12 @@
 /* Deformable convolution on the CPU: what the forward and the backward kernel share.
  *
- * Work is done per image and block of groups. Each group's channels are copied into a slab: pixels of
- * Dp channels (D rounded up to whole vectors), with a border of zeros, so that every corner of every
- * tap is one load without a test. A block is as many groups as have their slabs in the second-level
- * cache: its groups take turns row by row, so that a row's offsets, modulations and gradients, which
- * lie side by side for all groups, come from memory once and in order. Slab row r holds image row r-1; rows 0, H+1 and H+2 are zero, columns 0
- * and W+1 too. A tap without a sample points at the first pixel of row H+1, where all four of its
- * corners are zero.
+ * Work is done per image and block of groups. Each group's channels are copied into a slab: pixels
+ * of Dp channels (D rounded up to whole vectors), with a border of zeros, so that every corner of
+ * every tap is one load without a test. A block is as many groups as have their slabs in the
+ * second-level cache: its groups take turns row by row, so that a row's offsets, modulations and
+ * gradients, which lie side by side for all groups, come from memory once and in order. Slab row r
+ * holds image row r-1; rows 0, H+1 and H+2 are zero, columns 0 and W+1 too. A tap without a sample
+ * points at the first pixel of row H+1, where all four of its corners are zero.
  *
  * Output pixels are taken in chunks (a part of one row). For a chunk the taps are a flat list,
  * t = pixel*K + k, padded to whole blocks with taps without a sample: positions and weights are
@@ -19,12 +19,13 @@
 #define II_VEC_BYTES 64
 #elif defined(__AVX__) || defined(II_REAL_F64)
 #define II_VEC_BYTES 32
-#pragma GCC diagnostic ignored "-Wpsabi" /* such vectors are passed between inlined functions only */
+#pragma GCC diagnostic ignored                                                                     \
+    "-Wpsabi" /* such vectors are passed between inlined functions only */
 #else
 #define II_VEC_BYTES 16
 #endif
-#define II_VEC ((int64_t)(II_VEC_BYTES / sizeof(real))) /* channels per vector */
-#define II_TAP_BLOCK 16                                 /* taps per step of the loops over t */
+#define II_VEC       ((int64_t)(II_VEC_BYTES / sizeof(real))) /* channels per vector */
+#define II_TAP_BLOCK 16 /* taps per step of the loops over t */
 
 /* A vector of channels at any address of a `real`. */
 typedef real ii_vec __attribute__((vector_size(II_VEC_BYTES), aligned(sizeof(real)), may_alias));

@@ -2,8 +2,8 @@
  *
  * With S_c = <gy, corner c>, a tap needs four dot products and nothing else of its channels:
  *   gmask = sum_c a_c S_c,  gdx = s m ((1-ly)(S_TR - S_TL) + ly (S_BR - S_BL)),  gdy likewise,
- * and adds m a_c gy to the gradient of its corners. Those sums go to a slab of the thread, so no two
- * threads add to the same place. */
+ * and adds m a_c gy to the gradient of its corners. Those sums go to a slab of the thread, so no
+ * two threads add to the same place. */
 #ifdef __AVX512F__ /* without this, loops over taps use half of a register */
 #pragma GCC target("prefer-vector-width=512")
 #endif
@@ -16,7 +16,8 @@ typedef int64_t bits; /* as many as a real has */
 typedef int32_t bits;
 #endif
 
-/* r = (a0+a1, a2+a3, ..., b0+b1, ...): after log2(II_VEC) rounds each lane is the sum of a vector. */
+/* r = (a0+a1, a2+a3, ..., b0+b1, ...): after log2(II_VEC) rounds each lane is the sum of a vector.
+ */
 static inline __attribute__((always_inline)) ii_vec fold(ii_vec a, ii_vec b) {
   typedef bits lanes __attribute__((vector_size(II_VEC_BYTES)));
   typedef real exact __attribute__((vector_size(II_VEC_BYTES)));
@@ -33,19 +34,22 @@ static inline __attribute__((always_inline)) ii_vec fold4(const ii_vec *v) {
   return fold(fold(v[0], v[1]), fold(v[2], v[3]));
 }
 
-/* The four dot products of one tap, as II_VEC/4 partial sums each, and its additions to the gradient
- * of x. v, gv: the top left corner in slab and gslab; cw: its four weights; nv: vectors (constant). */
-static inline __attribute__((always_inline)) ii_vec
-one_tap(const real *v, real *gv, const real *cw, const real *gy, const int nv, int64_t Dp,
-        int64_t below) {
+/* The four dot products of one tap, as II_VEC/4 partial sums each, and its additions to the
+ * gradient of x. v, gv: the top left corner in slab and gslab; cw: its four weights; nv: vectors
+ * (constant). */
+static inline __attribute__((always_inline)) ii_vec one_tap(const real *v, real *gv, const real *cw,
+                                                            const real *gy, const int nv,
+                                                            int64_t Dp, int64_t below) {
   ii_vec s[4];
   for (int j = 0; j < nv; j++, v += II_VEC, gv += II_VEC, gy += II_VEC) {
     ii_vec g = *(const ii_vec *)gy;
     ii_vec p[4] = {g * *(const ii_vec *)v, g * *(const ii_vec *)(v + Dp),
                    g * *(const ii_vec *)(v + below), g * *(const ii_vec *)(v + below + Dp)};
     for (int c = 0; c < 4; c++) {
-      if (j == 0) s[c] = p[c];
-      else s[c] += p[c];
+      if (j == 0)
+        s[c] = p[c];
+      else
+        s[c] += p[c];
     }
     *(ii_vec *)gv += g * cw[0];
     *(ii_vec *)(gv + Dp) += g * cw[1];
@@ -72,8 +76,10 @@ scatter(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv,
       f[i] = one_tap(slab + v, gslab + v, cw + 4 * i, gy + pixel[i] * step, nv, Dp, below);
     }
     ii_vec sum = TAPS == 4 ? fold4(f) : TAPS == 2 ? fold(f[0], f[1]) : f[0];
-    if (add) *(ii_vec *)(out + 4 * t) += sum;
-    else *(ii_vec *)(out + 4 * t) = sum;
+    if (add)
+      *(ii_vec *)(out + 4 * t) += sum;
+    else
+      *(ii_vec *)(out + 4 * t) = sum;
   }
 }
 
@@ -81,10 +87,14 @@ scatter(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv,
 static void scatter_all(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t count, const real *gy,
                         int64_t step) {
   int64_t taps = ii_dcn_padded(p, count), c = 0, left = p->Dp / II_VEC;
-  if (left >= 4) scatter(p, w, 0, 4, false, taps, gy, step), c = 4 * II_VEC, left -= 4;
-  else if (left >= 2) scatter(p, w, 0, 2, false, taps, gy, step), c = 2 * II_VEC, left -= 2;
-  else if (left) scatter(p, w, 0, 1, false, taps, gy, step), left = 0;
-  else memset(w->s, 0, (size_t)taps * 4 * sizeof(real));
+  if (left >= 4)
+    scatter(p, w, 0, 4, false, taps, gy, step), c = 4 * II_VEC, left -= 4;
+  else if (left >= 2)
+    scatter(p, w, 0, 2, false, taps, gy, step), c = 2 * II_VEC, left -= 2;
+  else if (left)
+    scatter(p, w, 0, 1, false, taps, gy, step), left = 0;
+  else
+    memset(w->s, 0, (size_t)taps * 4 * sizeof(real));
   for (; left >= 2; left -= 2, c += 2 * II_VEC) scatter(p, w, c, 2, true, taps, gy + c, step);
   if (left) scatter(p, w, c, 1, true, taps, gy + c, step);
 }
@@ -132,16 +142,18 @@ static void softmax_gradient(int64_t K, int64_t count, const real *m, real *gm) 
 }
 
 /* Stores (or adds) a list of n values at each of `count` places `step` apart. */
-static inline __attribute__((always_inline)) void
-store_list(ii_dtype t, bool add, void *dst, int64_t at, int64_t step, int64_t count, int64_t n,
-           const real *src) {
+static inline __attribute__((always_inline)) void store_list(ii_dtype t, bool add, void *dst,
+                                                             int64_t at, int64_t step,
+                                                             int64_t count, int64_t n,
+                                                             const real *src) {
   for (int64_t i = 0; i < count; i++) {
     const real *v = src + i * n;
     if (t == II_REAL_DTYPE) {
       real *d = (real *)dst + at + i * step;
       if (add)
         for (int64_t j = 0; j < n; j++) d[j] += v[j];
-      else memcpy(d, v, (size_t)n * sizeof(real));
+      else
+        memcpy(d, v, (size_t)n * sizeof(real));
     } else {
       uint16_t *d = (uint16_t *)dst + at + i * step;
 #pragma omp simd
@@ -222,8 +234,8 @@ static void backward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64
       }
 }
 
-/* Image row h of gx, block b: the sum of `parts` slabs, `apart` elements from one to the next; it is
- * formed in the first one. */
+/* Image row h of gx, block b: the sum of `parts` slabs, `apart` elements from one to the next; it
+ * is formed in the first one. */
 static void store_gx_row(const ii_dcn_plan *p, real *slab, int64_t parts, int64_t apart, int64_t n,
                          int64_t b, int64_t h) {
   const ii_dcn_args *a = p->a;
@@ -251,8 +263,8 @@ static void store_gx_row(const ii_dcn_plan *p, real *slab, int64_t parts, int64_
 }
 
 /* Few groups and many threads: the rows of a group are split into `parts`, whose slabs are added in
- * order. `parts` must not depend on the batch, so that the sums of one image do not; images are taken
- * `wave` at a time, which bounds the memory for their slabs. A block is one group here. */
+ * order. `parts` must not depend on the batch, so that the sums of one image do not; images are
+ * taken `wave` at a time, which bounds the memory for their slabs. A block is one group here. */
 static void backward_parts(const ii_dcn_plan *p, ii_dcn_work *work, int threads, int64_t parts,
                            int64_t wave, real *slabs) {
   const ii_dcn_args *a = p->a;

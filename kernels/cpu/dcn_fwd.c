@@ -2,10 +2,11 @@
 #include <omp.h>
 #include "kernels/cpu/dcn.h"
 
-/* y[pixel] = sum over taps and corners of weight * slab, for nv vectors of channels (a constant). */
-static inline __attribute__((always_inline)) void
-sample(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv, int64_t count,
-       real *y, int64_t step) {
+/* y[pixel] = sum over taps and corners of weight * slab, for nv vectors of channels (a constant).
+ */
+static inline __attribute__((always_inline)) void sample(const ii_dcn_plan *p, const ii_dcn_work *w,
+                                                         int64_t first, const int nv, int64_t count,
+                                                         real *y, int64_t step) {
   const int64_t Dp = p->Dp, below = p->line * p->Dp, K = p->K;
   const real *slab = w->slab + first;
   const real *cw = w->w;
@@ -50,8 +51,10 @@ static void forward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64
     const real *row = w->rows + i * p->Dp;
     if (a->x_dtype == II_REAL_DTYPE)
       memcpy((real *)a->y + y + i * a->C, row, (size_t)p->D * sizeof(real));
-    else if (p->D == 16) ii_row_out(II_BF16, a->y, y + i * a->C, 16, row);
-    else ii_row_out(II_BF16, a->y, y + i * a->C, p->D, row);
+    else if (p->D == 16)
+      ii_row_out(II_BF16, a->y, y + i * a->C, 16, row);
+    else
+      ii_row_out(II_BF16, a->y, y + i * a->C, p->D, row);
   }
 }
 
@@ -64,7 +67,8 @@ static void forward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_
     for (int64_t wo = 0; wo < Wo; wo += p->chunk)
       for (int64_t g = 0; g < groups; g++) {
         one.slab = w->slab + g * p->pixels * p->Dp;
-        forward_chunk(p, &one, n, b * p->block + g, ho, wo, Wo - wo < p->chunk ? Wo - wo : p->chunk);
+        forward_chunk(p, &one, n, b * p->block + g, ho, wo,
+                      Wo - wo < p->chunk ? Wo - wo : p->chunk);
       }
 }
 
@@ -73,7 +77,8 @@ int II_FN(dcn_fwd)(ii_kctx *k, const ii_dcn_args *a) {
   ii_dcn_plan p;
   ii_dcn_work *work;
   if (II_FN(dcn_prepare)(k, a, false, a->G, &p, &work)) return 1;
-  /* Rows are split only when there are too few blocks for the threads; results do not depend on it. */
+  /* Rows are split only when there are too few blocks for the threads; results do not depend on it.
+   */
   int64_t blocks = a->N * p.blocks, parts = (k->threads + blocks - 1) / blocks;
   if (parts > a->Ho) parts = a->Ho;
 #pragma omp parallel num_threads(k->threads)

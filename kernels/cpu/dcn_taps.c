@@ -10,11 +10,11 @@
 #define CHUNK_TAPS 512
 
 /* Slabs of one thread, together; second-level caches have 1 or 2 MiB where this matters. */
-#ifndef SLAB_BYTES
 #define SLAB_BYTES (1 << 20)
-#endif
 
-static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+static size_t aligned(size_t bytes) {
+  return (bytes + 63) & ~(size_t)63;
+}
 
 /* Hands out pieces of one block; with base NULL it only counts. */
 typedef struct {
@@ -122,11 +122,12 @@ void II_FN(dcn_clear)(const ii_dcn_plan *p, ii_dcn_work *w) {
   memset(w->slab, 0, (size_t)(p->block * p->pixels * p->Dp) * sizeof(real));
 }
 
-/* A row of pixels of `groups` groups, from side by side to `apart` elements apart; D is known to the
- * compiler where it matters. */
-static inline __attribute__((always_inline)) void
-split_groups(real *dst, int64_t dst_step, int64_t apart, const real *src, int64_t src_step,
-             int64_t groups, int64_t pixels, int64_t D) {
+/* A row of pixels of `groups` groups, from side by side to `apart` elements apart; D is known to
+ * the compiler where it matters. */
+static inline __attribute__((always_inline)) void split_groups(real *dst, int64_t dst_step,
+                                                               int64_t apart, const real *src,
+                                                               int64_t src_step, int64_t groups,
+                                                               int64_t pixels, int64_t D) {
   for (int64_t i = 0; i < pixels; i++)
     for (int64_t g = 0; g < groups; g++)
       memcpy(dst + i * dst_step + g * apart, src + i * src_step + g * D, (size_t)D * sizeof(real));
@@ -144,8 +145,10 @@ void II_FN(dcn_fill)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b)
     if (a->x_dtype != II_REAL_DTYPE) {
       for (int64_t i = 0; i < a->W; i++, at += a->C, dst += p->Dp)
         for (int64_t g = 0; g < groups; g++)
-          if (p->D == 16) ii_row_in(II_BF16, a->x, at + g * 16, 16, dst + g * apart);
-          else ii_row_in(II_BF16, a->x, at + g * p->D, p->D, dst + g * apart);
+          if (p->D == 16)
+            ii_row_in(II_BF16, a->x, at + g * 16, 16, dst + g * apart);
+          else
+            ii_row_in(II_BF16, a->x, at + g * p->D, p->D, dst + g * apart);
     } else if (p->D == II_VEC) {
       split_groups(dst, p->Dp, apart, x, a->C, groups, a->W, II_VEC);
     } else {
@@ -155,9 +158,9 @@ void II_FN(dcn_fill)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b)
 }
 
 /* n values from each of `count` places `step` apart into one list. */
-static inline __attribute__((always_inline)) void
-load_list(ii_dtype t, const void *src, int64_t at, int64_t step, int64_t count, int64_t n,
-          real *dst) {
+static inline __attribute__((always_inline)) void load_list(ii_dtype t, const void *src, int64_t at,
+                                                            int64_t step, int64_t count, int64_t n,
+                                                            real *dst) {
   for (int64_t i = 0; i < count; i++) {
     const real *v = ii_row_in(t, src, at + i * step, n, dst + i * n);
     if (v != dst + i * n) memcpy(dst + i * n, v, (size_t)n * sizeof(real));
@@ -197,8 +200,8 @@ static void softmax_taps(int64_t K, int64_t count, real *m) {
   }
 }
 
-/* Positions, corner weights and slab pixels of `end` taps, whole blocks. The comparisons are false for
- * NaN, and what is converted to an integer lies within [-1, max(H,W)]. */
+/* Positions, corner weights and slab pixels of `end` taps, whole blocks. The comparisons are false
+ * for NaN, and what is converted to an integer lies within [-1, max(H,W)]. */
 static void locate(const ii_dcn_plan *p, ii_dcn_work *w, const real *base_x, real base_y,
                    int64_t end) {
   const real scale = p->scale, H = (real)p->a->H, W = (real)p->a->W;
@@ -220,7 +223,7 @@ static void locate(const ii_dcn_plan *p, ii_dcn_work *w, const real *base_x, rea
     int32_t ix = (int32_t)x, iy = (int32_t)y;
     real fx = x - (real)ix, fy = y - (real)iy;
     int32_t left = fx < 0, up = fy < 0;
-    ix -= left; 
+    ix -= left;
     iy -= up;
     fx += (real)left;
     fy += (real)up;
@@ -239,7 +242,8 @@ void II_FN(dcn_taps)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g,
                      int64_t wo, int64_t count) {
   const ii_dcn_args *a = p->a;
   int64_t half = ((int64_t)a->dil_h * (a->kh - 1)) >> 1;
-  real base_y = (real)((double)(ho * a->stride_h - a->pad_h + half) - (double)half * a->offset_scale);
+  real base_y =
+      (real)((double)(ho * a->stride_h - a->pad_h + half) - (double)half * a->offset_scale);
   load_taps(p, w, (n * a->Ho + ho) * a->Wo + wo, g, count);
   if (a->softmax) softmax_taps(p->K, count, w->m);
   locate(p, w, p->base_x + wo * p->K, base_y, ii_dcn_padded(p, count));

@@ -14,7 +14,7 @@
 #else
 #define VEC_BYTES 16
 #endif
-#define VEC ((int64_t)(VEC_BYTES / sizeof(real)))
+#define VEC        ((int64_t)(VEC_BYTES / sizeof(real)))
 #define SLOT_ROWS  16
 #define MAX_SLOTS  32
 #define RING_BYTES (64 << 10) /* of k rows: well within the second-level cache */
@@ -28,9 +28,9 @@ typedef struct {
   int64_t step;          /* width*chunks: channels of a padded list of channels */
   int64_t slots;
   int64_t out_step; /* from one result to the next (set per row) */
-  real *w;    /* [k*k][step]: transposed weights, zeros behind channel C */
-  real *bias; /* [step] */
-  real *sums; /* [slots][k*k+1][step]: gw and gb of each slot (backward) */
+  real *w;          /* [k*k][step]: transposed weights, zeros behind channel C */
+  real *bias;       /* [step] */
+  real *sums;       /* [slots][k*k+1][step]: gw and gb of each slot (backward) */
 } plan;
 
 /* The last k rows of one tensor; row h is at h % k. Behind them a row of zeros. */
@@ -51,7 +51,8 @@ static real *ring_row(const plan *p, const ring *r, int64_t h) {
 }
 
 /* Makes rows up to h+half of image n, channels from c0, present. */
-static void ring_advance(const plan *p, ring *r, const void *src, int64_t n, int64_t h, int64_t c0) {
+static void ring_advance(const plan *p, ring *r, const void *src, int64_t n, int64_t h,
+                         int64_t c0) {
   const ii_dwconv2d_args *a = p->a;
   int64_t last = h + p->half < a->H ? h + p->half : a->H - 1;
   int64_t count = a->C - c0 < p->width ? a->C - c0 : p->width;
@@ -70,17 +71,21 @@ static void ring_view(const plan *p, const ring *r, int64_t h, const real **rows
   for (int i = 0; i < p->a->k; i++) rows[i] = ring_row(p, r, h - p->half + i);
 }
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t min64(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
 
 /* Begins at row h of an image. */
 static void ring_start(const plan *p, ring *r, int64_t h) {
   r->next = h > p->half ? h - p->half : 0;
 }
 
-/* n outputs from column w on, one vector of channels; k and n are constants. flip: gradient of x. */
-static inline __attribute__((always_inline)) void
-strip(const plan *p, const real *const *rows, const real *weights, int64_t c, vec start,
-      const int k, const int n, const bool flip, int64_t w, real *out) {
+/* n outputs from column w on, one vector of channels; k and n are constants. flip: gradient of x.
+ */
+static inline __attribute__((always_inline)) void strip(const plan *p, const real *const *rows,
+                                                        const real *weights, int64_t c, vec start,
+                                                        const int k, const int n, const bool flip,
+                                                        int64_t w, real *out) {
   const int64_t width = p->width, step = p->step;
   vec sum[4];
   for (int o = 0; o < n; o++) sum[o] = start;
@@ -96,9 +101,10 @@ strip(const plan *p, const real *const *rows, const real *weights, int64_t c, ve
 }
 
 /* One row of a chunk: out = bias + kernel * rows. */
-static inline __attribute__((always_inline)) void
-convolve(const plan *p, const real *const *rows, const real *weights, const real *bias, const int k,
-         const bool flip, real *out) {
+static inline __attribute__((always_inline)) void convolve(const plan *p, const real *const *rows,
+                                                           const real *weights, const real *bias,
+                                                           const int k, const bool flip,
+                                                           real *out) {
   const int64_t W = p->a->W;
   for (int64_t c = 0; c < p->width; c += VEC) {
     vec start = {0};
@@ -106,8 +112,7 @@ convolve(const plan *p, const real *const *rows, const real *weights, const real
     int64_t w = 0;
     for (; w + 4 <= W; w += 4)
       strip(p, rows, weights, c, start, k, 4, flip, w, out + w * p->out_step + c);
-    for (; w < W; w++)
-      strip(p, rows, weights, c, start, k, 1, flip, w, out + w * p->out_step + c);
+    for (; w < W; w++) strip(p, rows, weights, c, start, k, 1, flip, w, out + w * p->out_step + c);
   }
 }
 
@@ -120,8 +125,7 @@ correlate(const plan *p, const real *x, const real *gy, int64_t j0, const int ta
     for (int j = 0; j < taps; j++) sum[j] = *(const vec *)(sums + j * p->step + c);
     for (int64_t w = 0; w < W; w++) {
       vec g = *(const vec *)(gy + w * width + c);
-      for (int j = 0; j < taps; j++)
-        sum[j] += *(const vec *)(x + (w + j0 + j) * width + c) * g;
+      for (int j = 0; j < taps; j++) sum[j] += *(const vec *)(x + (w + j0 + j) * width + c) * g;
     }
     for (int j = 0; j < taps; j++) *(vec *)(sums + j * p->step + c) = sum[j];
   }
@@ -133,8 +137,10 @@ static void correlate_rows(const plan *p, const real *const *rows, const real *g
   gy += p->half * p->width;
   for (int i = 0; i < k; i++) {
     real *s = sums + (int64_t)i * k * p->step;
-    if (k == 3) correlate(p, rows[i], gy, 0, 3, s);
-    else if (k == 5) correlate(p, rows[i], gy, 0, 5, s);
+    if (k == 3)
+      correlate(p, rows[i], gy, 0, 3, s);
+    else if (k == 5)
+      correlate(p, rows[i], gy, 0, 5, s);
     else
       for (int j = 0; j < k; j++) correlate(p, rows[i], gy, j, 1, s + j * p->step);
   }
@@ -156,11 +162,16 @@ static void convolve_row(const plan *p, work *w, const real *const *rows, int64_
   real *out = direct ? (real *)dst + at : w->out;
   q.out_step = direct ? a->C : p->width;
   const real *weights = p->w + c0, *bias = p->bias ? p->bias + c0 : NULL;
-  if (a->k == 3 && !flip) convolve(&q, rows, weights, bias, 3, false, out);
-  else if (a->k == 3) convolve(&q, rows, weights, NULL, 3, true, out);
-  else if (a->k == 5 && !flip) convolve(&q, rows, weights, bias, 5, false, out);
-  else if (a->k == 5) convolve(&q, rows, weights, NULL, 5, true, out);
-  else convolve(&q, rows, weights, flip ? NULL : bias, a->k, flip, out);
+  if (a->k == 3 && !flip)
+    convolve(&q, rows, weights, bias, 3, false, out);
+  else if (a->k == 3)
+    convolve(&q, rows, weights, NULL, 3, true, out);
+  else if (a->k == 5 && !flip)
+    convolve(&q, rows, weights, bias, 5, false, out);
+  else if (a->k == 5)
+    convolve(&q, rows, weights, NULL, 5, true, out);
+  else
+    convolve(&q, rows, weights, flip ? NULL : bias, a->k, flip, out);
   if (direct) return;
   for (int64_t i = 0; i < a->W; i++, at += a->C) {
     real *row = w->out + i * p->width;
@@ -174,7 +185,8 @@ static void convolve_row(const plan *p, work *w, const real *const *rows, int64_
     }
     if (a->x_dtype == II_REAL_DTYPE)
       memcpy((real *)dst + at, row, (size_t)count * sizeof(real));
-    else ii_row_out(a->x_dtype, dst, at, count, row);
+    else
+      ii_row_out(a->x_dtype, dst, at, count, row);
   }
 }
 
@@ -208,8 +220,7 @@ static void transpose_weights(const plan *p) {
   const int64_t kk = (int64_t)a->k * a->k;
   const real *w = a->w, *b = a->b;
   for (int64_t t = 0; t < kk; t++)
-    for (int64_t c = 0; c < p->step; c++)
-      p->w[t * p->step + c] = c < a->C ? w[c * kk + t] : 0;
+    for (int64_t c = 0; c < p->step; c++) p->w[t * p->step + c] = c < a->C ? w[c * kk + t] : 0;
   for (int64_t c = 0; p->bias && c < p->step; c++) p->bias[c] = c < a->C ? b[c] : 0;
 }
 
@@ -265,7 +276,9 @@ static int run(ii_kctx *k, const ii_dwconv2d_args *a, bool backward) {
     int self = omp_get_thread_num();
     real *own = m + shared + self * each;
     memset(own, 0, (size_t)each * sizeof(real)); /* the rings' borders stay zero */
-    work w = {.x = {own, 0}, .gy = {own + ring_size, 0}, .out = own + 2 * ring_size,
+    work w = {.x = {own, 0},
+              .gy = {own + ring_size, 0},
+              .out = own + 2 * ring_size,
               .rows = rows + self * a->k};
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < items; i++) walk(&p, &w, i / p.chunks, i % p.chunks, backward);
