@@ -44,7 +44,8 @@ typedef struct {
 static void print_line(void *user, ii_say_kind kind, const char *line) {
   const bool terminal = *(const bool *)user;
   const char *clear = terminal ? "\r\033[K" : "";
-  if (kind == II_SAY_PULSE && terminal) fprintf(stderr, "%s%s", clear, line);
+  if (kind == II_SAY_PULSE && terminal)
+    fprintf(stderr, "%s%.*s", clear, ii_cli_columns(stderr) - 1, line);
   if (kind == II_SAY_NOTE) fprintf(stderr, "%s%s\n", clear, line);
   if (kind == II_SAY_WARNING) fprintf(stderr, "%swarning: %s\n", clear, line);
 }

@@ -223,6 +223,66 @@ static void test_refusals(void **unused) {
   expect(run(&cfg, NULL, NULL, &err), &err, II_ERR_IO, "train.output_dir");
 }
 
+/* Checkpoints by minutes (here after each step), and how many are kept. */
+static void test_save_by_time_and_keep_last(void **unused) {
+  (void)unused;
+  ii_config cfg;
+  ii_error err = {0};
+  char **paths, last[32];
+  int64_t n;
+  load_config(&cfg, "minutes");
+  set_key(&cfg, "train.save_every_epochs=0");
+  set_key(&cfg, "train.save_every_minutes=0.0000001");
+  set_key(&cfg, "train.keep_last=3");
+  run_well(&cfg, NULL);
+  assert_int_equal(ii_checkpoint_find(cfg.train.output_dir, &paths, &n, &err), II_OK);
+  assert_int_equal(n, 4); /* three and best.h5 */
+  for (int i = 0; i < 3; i++) {
+    /* the end, and the two steps before it */
+    snprintf(last, sizeof last, "checkpoint-%09d.h5", 18 - i);
+    assert_non_null(strstr(paths[i], last));
+  }
+  free(paths);
+  load_config(&cfg, "epochs");
+  set_key(&cfg, "train.save_every_epochs=2");
+  set_key(&cfg, "train.keep_last=10");
+  set_key(&cfg, "train.eval_every_epochs=0");
+  run_well(&cfg, NULL);
+  assert_int_equal(ii_checkpoint_find(cfg.train.output_dir, &paths, &n, &err), II_OK);
+  assert_int_equal(n, 3); /* after epochs 2 and 3, and best.h5 */
+  assert_non_null(strstr(paths[1], "checkpoint-000000012.h5"));
+  free(paths);
+}
+
+/* List files with the numbers of time and place that iNaturalist models take beside the image. */
+static void write_list(const char *name, const char *part, int images) {
+  FILE *f = fopen(fixture_path(name), "w");
+  assert_non_null(f);
+  for (int k = 0; k < 4; k++)
+    for (int i = 0; i < images; i++)
+      fprintf(f, "%s/class_%d/%02d.jpg %d %d %.1f %.1f\n", part, k, i, k, 1 + i, 10.0 * k, 5.0 * i);
+  assert_int_equal(fclose(f), 0);
+}
+
+static void test_lists_with_metadata(void **unused) {
+  (void)unused;
+  ii_config cfg;
+  ii_error err;
+  write_list("data/train.txt", "train", 6);
+  write_list("data/val.txt", "val", 3);
+  load_config(&cfg, "lists");
+  set_key(&cfg, "data.format=\"list\"");
+  set_key(&cfg, "model.meta_dims=[4, 3]");
+  run_well(&cfg, NULL);
+  assert_non_null(strstr(said, "24 training and 12 validation images, 4 classes"));
+  /* the label of a validation image that the model does not have */
+  FILE *f = fopen(fixture_path("data/val.txt"), "a");
+  fputs("val/class_0/00.jpg 4 1 1.0 1.0\n", f);
+  fclose(f);
+  set_key(&cfg, "train.output_dir=\"/tmp/never\"");
+  expect(run(&cfg, NULL, NULL, &err), &err, II_ERR_FORMAT, "val.txt:13");
+}
+
 /* A rate that blows the weights up: a sentence with step and image, and nothing is overwritten. */
 static void test_not_finite(void **unused) {
   (void)unused;
@@ -351,6 +411,8 @@ int main(void) {
                                      cmocka_unit_test(test_seed_matters),
                                      cmocka_unit_test(test_overfit),
                                      cmocka_unit_test(test_refusals),
+                                     cmocka_unit_test(test_save_by_time_and_keep_last),
+                                     cmocka_unit_test(test_lists_with_metadata),
                                      cmocka_unit_test(test_not_finite),
                                      cmocka_unit_test(test_bad_images),
                                      cmocka_unit_test(test_validation_counts)};

@@ -1,6 +1,7 @@
 #include "train/cli.h"
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 
 ii_cli ii_cli_begin(int argc, char *const *argv, const ii_flag *flags) {
   return (ii_cli){.argc = argc, .at = 1, .argv = argv, .flags = flags};
@@ -57,6 +58,12 @@ ii_status ii_cli_next(ii_cli *c, int *flag, const char **value, ii_error *err) {
     return ii_error_set(err, II_ERR_ARG, "%s needs a value: %s %s", f->name, f->name, f->value);
   *flag = i;
   return II_OK;
+}
+
+int ii_cli_columns(FILE *terminal) {
+  struct winsize size;
+  const bool told = ioctl(fileno(terminal), TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  return told ? size.ws_col : 80;
 }
 
 void ii_cli_help(const ii_flag *flags, FILE *to) {

@@ -24,6 +24,9 @@ ii_cli ii_cli_begin(int argc, char *const *argv, const ii_flag *flags);
  * a missing or superfluous value; anything that is not a flag. */
 ii_status ii_cli_next(ii_cli *cli, int *flag, const char **value, ii_error *err);
 
+/* Columns of the terminal behind a stream; 80 when it does not say. */
+int ii_cli_columns(FILE *terminal);
+
 /* Prints the flags and their help. */
 void ii_cli_help(const ii_flag *flags, FILE *to);
 

@@ -57,7 +57,8 @@ static void print_line(void *user, ii_say_kind kind, const char *line) {
     if (!terminal) printf("%s\n", line);
     break;
   case II_SAY_PULSE:
-    if (terminal) printf("%s%s", clear, line);
+    /* a line that wraps could not be overwritten */
+    if (terminal) printf("%s%.*s", clear, ii_cli_columns(stdout) - 1, line);
     break;
   }
   fflush(stdout);

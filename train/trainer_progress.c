@@ -58,7 +58,7 @@ static ii_train_record measure(const ii_trainer *t) {
 
 /* The line, with a bar for the epoch on a terminal. */
 static void show(const ii_trainer *t, ii_say_kind kind, const ii_train_record *r) {
-  enum { CELLS = 16 };
+  enum { CELLS = 10 };
   char bar[CELLS + 4] = "", left[24];
   const int64_t n = t->schedule.steps_per_epoch;
   if (kind == II_SAY_PULSE) {
@@ -70,8 +70,8 @@ static void show(const ii_trainer *t, ii_say_kind kind, const ii_train_record *r
   }
   ii_duration_text(r->eta_seconds, left, sizeof left);
   ii_say_line(&t->say, kind,
-              "%sepoch %lld/%lld step %lld/%lld  loss %.4f  lr %.2e  grad %.2f  %.1f img/s  "
-              "data %.0f%%  left %s  mem %.2f GiB",
+              "%sepoch %lld/%lld step %lld/%lld loss %.4f lr %.2e grad %.2f %.0f img/s "
+              "data %.0f%% left %s mem %.2fG",
               bar, (long long)r->epoch, (long long)t->cfg->train.epochs, (long long)r->step,
               (long long)ii_trainer_total_steps(t), r->loss, r->lr, r->grad_norm,
               r->images_per_second, 100 * r->data_wait, left,

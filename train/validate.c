@@ -92,7 +92,7 @@ static ii_status pass(ii_model *model, ii_loader *loader, const ii_validate_opti
     free(logits);
     if (!ii_ok(c)) return ii_error_set(err, c->err.status, "%s", c->err.text);
     r->seconds = now() - start;
-    ii_say_line(&o->say, II_SAY_PULSE, "%s  %lld/%lld batches  %.0f img/s  top-1 %.2f %%", o->title,
+    ii_say_line(&o->say, II_SAY_PULSE, "%s %lld/%lld %.0f img/s top-1 %.2f %%", o->title,
                 (long long)n + 1, (long long)batches, (double)r->images / (r->seconds + 1e-9),
                 ii_top1(r));
   }
