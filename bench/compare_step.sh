@@ -49,6 +49,9 @@ work=$(mktemp)
 trap 'rm -f "$work"' EXIT
 common=(--batch "$batch" --size "$size" --threads "$threads" --steps "$steps")
 export OMP_NUM_THREADS=$threads
+# Our programs let waiting threads sleep soon, which matters on a busy machine; so does torch here,
+# or the ratio would measure how busy the machine is.
+[ -n "${OMP_WAIT_POLICY:-}" ] || export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-2000}
 for round in $(seq "$rounds"); do
   echo "round $round: official, fp32" >&2
   "$python" -W ignore "$here/torch_step.py" --official "$official" "${timm[@]}" --model "$model" \
