@@ -1,5 +1,6 @@
-/* golden_check [options] FILE...: see usage() and golden_check.h. Files are told apart by what is in
- * them, never by their names, and a group of no known kind is an error: nothing goes unchecked. */
+/* golden_check [options] FILE...: see usage() and golden_check.h. Files are told apart by what is
+ * in them, never by their names, and a group of no known kind is an error: nothing goes unchecked.
+ */
 #include "tests/golden_check.h"
 #include "train/process.h"
 #include <math.h>
@@ -13,9 +14,9 @@
 static const char usage_text[] =
     "usage: golden_check [--device cpu|cuda] [--dtype f32|f64|both] [--verbose] FILE...\n"
     "\n"
-    "Compares this program with reference data computed by the official code, in the format of the\n"
-    "project's reference files: HDF5 files of operator, module, network, stochastic-depth, full-size\n"
-    "and training cases, and JSON files (also gzipped) of parameter groups and learning rates.\n"
+    "Compares this program with reference data computed by the official code, in the format of\n"
+    "the project's reference files: HDF5 files of operator, module, network, stochastic-depth,\n"
+    "full-size and training cases, and JSON files (also gzipped) of parameter groups and rates.\n"
     "One line per case: the error that comes closest to its bound, and the tensor it is in.\n"
     "Both number types are checked unless --dtype says otherwise; full-size networks in f32 only.\n"
     "Exit code: 0 all agree, 1 something disagrees, 2 a file or an option cannot be used.\n";
@@ -85,7 +86,8 @@ void gc_expect(gc *g, bool holds, const char *fmt, ...) {
 void gc_case_end(gc *g) {
   const char *type = g->dtype == II_DTYPE_COUNT ? "-" : ii_dtype_name(g->dtype);
   bool pass = g->compared > 0 && g->here.err <= g->here.bound;
-  if (!g->compared) snprintf(g->here.tensor, sizeof g->here.tensor, "nothing to compare");
+  if (!g->compared)
+    snprintf(g->here.tensor, sizeof g->here.tensor, "nothing to compare");
   else if (g->here.err == 0)
     snprintf(g->here.tensor, sizeof g->here.tensor, "(all of %lld exactly equal)",
              (long long)g->compared);
@@ -153,8 +155,7 @@ static void check_group(gc *g, hid_t file, const char *name) {
   const gc_kind *kind = NULL;
   for (size_t i = 0; !kind && i < sizeof kinds / sizeof *kinds; i++)
     if (has_all(group, kinds[i].has) && gc_has_attr(group, kinds[i].attr)) kind = &kinds[i];
-  if (!kind)
-    gc_die(g, "this group is of no kind that golden_check knows, so it cannot be checked");
+  if (!kind) gc_die(g, "this group is of no kind that golden_check knows, so it cannot be checked");
   for (int pass = 0; pass < 2; pass++) {
     if (pass ? !g->f64 : !g->f32) continue;
     if (pass && kind->f64_on_request && !g->dtype_given) continue;
@@ -211,9 +212,12 @@ static void check_json(gc *g) {
   if (!root) gc_die(g, "neither HDF5 nor JSON: line %d: %s", e.line, e.text);
   const json_t *configs = json_object_get(root, "configs");
   const json_t *schedules = json_object_get(root, "schedules");
-  if (json_is_array(configs) && json_array_size(configs)) gc_check_param_groups(g, configs);
-  else if (json_is_array(schedules) && json_array_size(schedules)) gc_check_schedules(g, schedules);
-  else gc_die(g, "JSON of no kind that golden_check knows (no list `configs` or `schedules`)");
+  if (json_is_array(configs) && json_array_size(configs))
+    gc_check_param_groups(g, configs);
+  else if (json_is_array(schedules) && json_array_size(schedules))
+    gc_check_schedules(g, schedules);
+  else
+    gc_die(g, "JSON of no kind that golden_check knows (no list `configs` or `schedules`)");
   json_decref(root);
 }
 
@@ -228,8 +232,10 @@ static void check_file(gc *g, const char *path) {
   if (!n) gc_die(g, "the file is empty or cannot be read");
   double t0 = seconds();
   int64_t before = g->cases;
-  if (n == 8 && memcmp(first, signature, 8) == 0) check_hdf5(g);
-  else check_json(g);
+  if (n == 8 && memcmp(first, signature, 8) == 0)
+    check_hdf5(g);
+  else
+    check_json(g);
   printf("     %s: %lld cases in %.1f s\n", path, (long long)(g->cases - before), seconds() - t0);
 }
 
@@ -267,8 +273,7 @@ int main(int argc, char **argv) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   for (int i = parse_options(&g, argc, argv); i < argc; i++) check_file(&g, argv[i]);
   free(g.memory);
-  printf("%lld cases, %lld failed; closest to its bound: %s %s, %.2e of %.1e\n",
-         (long long)g.cases, (long long)g.failed, g.overall_case, g.overall.tensor, g.overall.err,
-         g.overall.bound);
+  printf("%lld cases, %lld failed; closest to its bound: %s %s, %.2e of %.1e\n", (long long)g.cases,
+         (long long)g.failed, g.overall_case, g.overall.tensor, g.overall.err, g.overall.bound);
   return g.failed ? 1 : 0;
 }

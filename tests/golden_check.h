@@ -3,10 +3,11 @@
  * One gc holds the state of a run. A file that cannot be understood ends the program (gc_die, exit
  * code 2); a number that disagrees is recorded (gc_compare) and makes the exit code 1 at the end.
  *
- * Errors are relative to the largest value of a tensor: max|a-b| / max|b|. Bounds come in pairs: for
- * float the bounds of the reference data's own documentation (the same computation in torch float32,
- * with a margin), for double bounds that only leave room for another order of summation. Where the
- * file keeps a result as float32, double is allowed the rounding of each number on top (gc_error). */
+ * Errors are relative to the largest value of a tensor: max|a-b| / max|b|. Bounds come in pairs:
+ * for float the bounds of the reference data's own documentation (the same computation in torch
+ * float32, with a margin), for double bounds that only leave room for another order of summation.
+ * Where the file keeps a result as float32, double is allowed the rounding of each number on top
+ * (gc_error). */
 #ifndef GOLDEN_CHECK_H
 #define GOLDEN_CHECK_H
 #include <hdf5.h>
@@ -101,7 +102,8 @@ double gc_error(const gc *g, const double *got, const gc_array *want, double flo
 /* The bound for the type that is being checked. */
 double gc_bound(const gc *g, double f32, double f64);
 
-/* ---- tensors and models (golden_check_model.c) -------------------------------------------------*/
+/* ---- tensors and models (golden_check_model.c)
+ * -------------------------------------------------*/
 
 /* A context for the type that is being checked. threads 0: as many as there are. */
 ii_ctx *gc_ctx(gc *g, bool plan, int threads);
@@ -122,9 +124,10 @@ void gc_compare_tensor(gc *g, ii_ctx *c, const ii_tensor *t, hid_t group, const 
 double *gc_to_nhwc(gc *g, const double *v, int64_t N, int64_t C, int64_t H, int64_t W);
 double *gc_to_nchw(gc *g, const double *v, int64_t N, int64_t C, int64_t H, int64_t W);
 
-/* Gives the parameters (buffers when `buffers`) the values of the data sets of `from` whose names
- * end in suffix (cut off). Names and shapes must agree, in both directions. */
-bool gc_load(gc *g, ii_params *params, hid_t from, bool buffers, const char *suffix);
+/* Gives the parameters (or buffers) the values of the case's group `params` (or `buffers`), of the
+ * data sets whose names end in suffix (cut off). Names and shapes must agree, in both directions.
+ */
+bool gc_load(gc *g, ii_params *params, hid_t group, bool buffers, const char *suffix);
 
 typedef struct {
   double median[2], worst[2]; /* bounds for float, double */
@@ -136,7 +139,8 @@ void gc_compare_grads(gc *g, ii_params *params, hid_t grads, const char *zero,
 /* The model that the attributes describe; num_classes comes from the attribute too. */
 ii_model *gc_model(gc *g, ii_ctx *c, hid_t group);
 
-/* ---- the kinds -----------------------------------------------------------------------------------*/
+/* ---- the kinds
+ * -----------------------------------------------------------------------------------*/
 
 void gc_check_dcnv3_op(gc *g, hid_t group, const char *name);
 void gc_check_dcnv4_op(gc *g, hid_t group, const char *name);

@@ -25,11 +25,14 @@ static const struct {
     {"configs/without_lr_decay/internimage_t_1k_224.yaml", "internimage_t_1k"},
     {"configs/without_lr_decay/internimage_s_1k_224.yaml", "internimage_s_1k"},
     {"configs/without_lr_decay/internimage_b_1k_224.yaml", "internimage_b_1k"},
-    {"configs/without_lr_decay/internimage_l_22kto1k_384.yaml", "internimage_l_22kto1k_384_nodecay"},
+    {"configs/without_lr_decay/internimage_l_22kto1k_384.yaml",
+     "internimage_l_22kto1k_384_nodecay"},
     {"configs/without_lr_decay/internimage_xl_22kto1k_384.yaml",
      "internimage_xl_22kto1k_384_nodecay"},
-    {"configs/without_lr_decay/internimage_h_22kto1k_640.yaml", "internimage_h_22kto1k_640_nodecay"},
-    {"configs/without_lr_decay/internimage_g_22kto1k_512.yaml", "internimage_g_22kto1k_512_nodecay"},
+    {"configs/without_lr_decay/internimage_h_22kto1k_640.yaml",
+     "internimage_h_22kto1k_640_nodecay"},
+    {"configs/without_lr_decay/internimage_g_22kto1k_512.yaml",
+     "internimage_g_22kto1k_512_nodecay"},
     {"configs/inaturalist2018/internimage_h_22ktoinat18_384.yaml", "internimage_h_inat18_384"},
     {"configs/flash_intern_image_t_1k_224.yaml", "flash_internimage_t_1k"},
     {"configs/flash_intern_image_s_1k_224.yaml", "flash_internimage_s_1k"},
@@ -117,20 +120,22 @@ static void apply_override(gc *g, ii_config *cfg, const char *official, const js
   char text[64];
   for (size_t i = 0; i < sizeof overrides / sizeof *overrides; i++) {
     if (strcmp(overrides[i].official, official) != 0) continue;
-    if (json_is_string(value)) snprintf(text, sizeof text, "%s", json_string_value(value));
+    if (json_is_string(value))
+      snprintf(text, sizeof text, "%s", json_string_value(value));
     else if (json_is_boolean(value))
       snprintf(text, sizeof text, "%s", json_is_true(value) ? "true" : "false");
     else if (json_is_integer(value))
       snprintf(text, sizeof text, "%lld", (long long)json_integer_value(value));
-    else snprintf(text, sizeof text, "%.17g", json_number_value(value));
+    else
+      snprintf(text, sizeof text, "%.17g", json_number_value(value));
     set(g, cfg, overrides[i].key, text);
     return;
   }
   gc_die(g, "opts overrides %s, which golden_check has no key for", official);
 }
 
-/* The shipped configuration of a row, with the row's batch (of all processes) and classes: the yamls
- * leave the default of 1000. */
+/* The shipped configuration of a row, with the row's batch (of all processes) and classes: the
+ * yamls leave the default of 1000. */
 static ii_config load_recipe(gc *g, const json_t *row, int64_t batch) {
   const char *yaml = string_of(g, row, "yaml"), *name = NULL;
   ii_config cfg;
@@ -271,8 +276,7 @@ static void compare_param_groups(gc *g, const ii_config *cfg, const ii_params *p
     trained += own.trainable ? ii_numel(q->value) : 0;
   }
   equal(g, "number of parameters", (double)numel, need_number(g, row, "num_params"));
-  equal(g, "trained parameters", (double)trained,
-        need_number(g, row, "num_params_requires_grad"));
+  equal(g, "trained parameters", (double)trained, need_number(g, row, "num_params_requires_grad"));
 }
 
 static void compare_drop_path(gc *g, const ii_model *m, const json_t *rows) {

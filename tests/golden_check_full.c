@@ -13,16 +13,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LOGITS_F32       1e-5
-#define LOSS_F32         2e-6
-#define GRAD_MEDIAN_F32  3e-4
-#define GRAD_WORST_F32   1e-1
-#define LOGITS_F64       1e-12
-#define LOSS_F64         1e-13
-#define GRAD_F64         1e-9
-#define GRAD_FLOOR       1e-4 /* as for the tiny networks */
-#define STAGE_SAMPLES    256
-#define PARAM_SAMPLES    16
+#define LOGITS_F32      1e-5
+#define LOSS_F32        2e-6
+#define GRAD_MEDIAN_F32 3e-4
+#define GRAD_WORST_F32  1e-1
+#define LOGITS_F64      1e-13
+#define LOSS_F64        1e-14
+#define GRAD_F64        1e-11
+#define GRAD_FLOOR      1e-4 /* as for the tiny networks */
+#define STAGE_SAMPLES   256
+#define PARAM_SAMPLES   16
 
 static uint64_t splitmix64(uint64_t x) {
   x += 0x9E3779B97F4A7C15u;
@@ -129,8 +129,8 @@ static void compare_sketch(gc *g, const full_case *f, const double *v, int64_t n
   snprintf(name, sizeof name, "%s_samples", what);
   gc_array samples = gc_read(g, f->group, name);
   gc_shape(g, &samples, name, 1, (int64_t[]){n < STAGE_SAMPLES ? n : STAGE_SAMPLES});
-  gc_compare(g, what,
-             sketch_error(v, n, seed ^ f->sketch_xor, sketch.v, samples.v, samples.n, 0), bound);
+  gc_compare(g, what, sketch_error(v, n, seed ^ f->sketch_xor, sketch.v, samples.v, samples.n, 0),
+             bound);
 }
 
 static void compare_stages(gc *g, const full_case *f, const ii_model_taps *taps) {
@@ -188,8 +188,7 @@ static void compare_full_grads(gc *g, const full_case *f) {
             (long long)rows, (long long)with_grad);
   qsort(errs, (size_t)rows, sizeof *errs, by_value);
   if (rows)
-    gc_compare(g, "median over gradients", errs[rows / 2],
-               gc_bound(g, GRAD_MEDIAN_F32, GRAD_F64));
+    gc_compare(g, "median over gradients", errs[rows / 2], gc_bound(g, GRAD_MEDIAN_F32, GRAD_F64));
 }
 
 static void run_step(gc *g, full_case *f) {

@@ -23,7 +23,9 @@ bool gc_has(hid_t group, const char *name) {
   return H5Lexists(group, name, H5P_DEFAULT) > 0;
 }
 
-bool gc_has_attr(hid_t group, const char *name) { return H5Aexists(group, name) > 0; }
+bool gc_has_attr(hid_t group, const char *name) {
+  return H5Aexists(group, name) > 0;
+}
 
 char **gc_names(gc *g, hid_t group, int64_t *count) {
   H5G_info_t info;
@@ -97,7 +99,9 @@ typedef herr_t (*read_fn)(hid_t object, hid_t type, void *to);
 static herr_t read_set(hid_t object, hid_t type, void *to) {
   return H5Dread(object, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, to);
 }
-static herr_t read_attr(hid_t object, hid_t type, void *to) { return H5Aread(object, type, to); }
+static herr_t read_attr(hid_t object, hid_t type, void *to) {
+  return H5Aread(object, type, to);
+}
 
 static char *read_string(gc *g, hid_t object, hid_t type, hid_t space, const char *name,
                          read_fn read) {
@@ -150,8 +154,9 @@ int gc_numbers(gc *g, hid_t group, const char *name, double *out, int max) {
       gc_die(g, "attribute %s is neither a number nor None", name);
   } else {
     int64_t count = read_shape(g, space, name, &ndim, dim);
-    if (count > max) gc_die(g, "attribute %s has %lld numbers, at most %d are expected", name,
-                            (long long)count, max);
+    if (count > max)
+      gc_die(g, "attribute %s has %lld numbers, at most %d are expected", name, (long long)count,
+             max);
     n = (int)count;
     if (n && H5Aread(attr, H5T_NATIVE_DOUBLE, out) < 0) gc_die(g, "attribute %s is damaged", name);
   }
@@ -208,4 +213,6 @@ double gc_error(const gc *g, const double *got, const gc_array *want, double flo
   return scale > 0 ? worst / scale : worst;
 }
 
-double gc_bound(const gc *g, double f32, double f64) { return g->dtype == II_F64 ? f64 : f32; }
+double gc_bound(const gc *g, double f32, double f64) {
+  return g->dtype == II_F64 ? f64 : f32;
+}

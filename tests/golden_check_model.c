@@ -97,9 +97,11 @@ static bool same_shape(const ii_tensor *t, const gc_array *a) {
   return same;
 }
 
-bool gc_load(gc *g, ii_params *params, hid_t from, bool buffers, const char *suffix) {
-  int64_t count, loaded = 0, ours = 0;
-  char **names = gc_names(g, from, &count);
+bool gc_load(gc *g, ii_params *params, hid_t group, bool buffers, const char *suffix) {
+  const char *source = buffers ? "buffers" : "params";
+  int64_t count = 0, loaded = 0, ours = 0;
+  hid_t from = gc_has(group, source) ? gc_open_group(g, group, source) : -1;
+  char **names = from < 0 ? NULL : gc_names(g, from, &count);
   bool good = true;
   for (int64_t i = 0; i < count; i++) {
     size_t n = strlen(names[i]), s = strlen(suffix);
@@ -108,8 +110,10 @@ bool gc_load(gc *g, ii_params *params, hid_t from, bool buffers, const char *suf
     names[i][n - s] = 0;
     ii_param *p = ii_params_find(params, names[i]);
     bool fits = p && p->buffer == buffers && same_shape(p->value, &a);
-    if (!fits) gc_expect(g, false, "%s: %s", names[i], p ? "another shape" : "not in our model");
-    else ii_tensor_write_f64(params->ctx, p->value, a.v);
+    if (!fits)
+      gc_expect(g, false, "%s: %s", names[i], p ? "another shape" : "not in our model");
+    else
+      ii_tensor_write_f64(params->ctx, p->value, a.v);
     good = good && fits;
     loaded += fits;
   }
@@ -119,6 +123,7 @@ bool gc_load(gc *g, ii_params *params, hid_t from, bool buffers, const char *suf
               buffers ? "buffers" : "parameters", (long long)loaded);
     good = false;
   }
+  if (from >= 0) H5Gclose(from);
   ii_params_refresh_low(params);
   return good;
 }
@@ -256,12 +261,8 @@ static bool open_network(gc *g, hid_t group, network *w) {
   w->images = gc_to_nhwc(g, w->x.v, d[0], 3, d[2], d[3]);
   w->c = gc_ctx(g, false, 0);
   w->model = gc_model(g, w->c, group);
-  hid_t params = gc_open_group(g, group, "params"), buffers = gc_open_group(g, group, "buffers");
-  bool good = gc_load(g, ii_model_params(w->model), params, false, "") &&
-              gc_load(g, ii_model_params(w->model), buffers, true, "");
-  H5Gclose(params);
-  H5Gclose(buffers);
-  return good;
+  return gc_load(g, ii_model_params(w->model), group, false, "") &&
+         gc_load(g, ii_model_params(w->model), group, true, "");
 }
 
 static void close_network(network *w) {
@@ -303,18 +304,17 @@ static void check_step(gc *g, network *w, bool features) {
 }
 
 static void check_buffers(gc *g, network *w) {
-  hid_t after = gc_open_group(g, w->group, "buffers_after");
   ii_params *p = ii_model_params(w->model);
-  for (int64_t i = 0; i < p->count; i++)
-    if (p->at[i].buffer)
-      gc_compare_tensor(g, w->c, p->at[i].value, after, p->at[i].name, OUT_F32, OUT_F64);
-  H5Gclose(after);
+  for (int64_t i = 0; i < p->count; i++) {
+    if (!p->at[i].buffer) continue;
+    hid_t after = gc_open_group(g, w->group, "buffers_after");
+    gc_compare_tensor(g, w->c, p->at[i].value, after, p->at[i].name, OUT_F32, OUT_F64);
+    H5Gclose(after);
+  }
 }
 
 static void check_eval(gc *g, network *w) {
-  hid_t buffers = gc_open_group(g, w->group, "buffers");
-  gc_load(g, ii_model_params(w->model), buffers, true, "");
-  H5Gclose(buffers);
+  gc_load(g, ii_model_params(w->model), w->group, true, "");
   ii_tape_reset(w->c);
   w->c->training = w->c->recording = false;
   ii_tensor *images = gc_tensor(g, w->c, 4, w->image_dim, w->images, false);

@@ -111,7 +111,8 @@ static void test_altered_cases(void **state) {
 }
 
 static void test_cut_off(void **state) {
-  static const char *const files[] = {"dcnv3_op.h5", "param_groups.json.gz", "lr_schedules.json.gz"};
+  static const char *const files[] = {"dcnv3_op.h5", "param_groups.json.gz",
+                                      "lr_schedules.json.gz"};
   for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
     long size = copy(files[i], "whole", -1);
     const long lengths[] = {0, 7, 100, size / 3, size - 1};
