@@ -10,17 +10,25 @@ cmake --preset release >/dev/null
 cmake --build --preset release --parallel "$(nproc)" --target train eval make_sample_data
 bin=build/release/bin
 
-[ -d sample_data/val ] || "$bin/make_sample_data" --out sample_data
+if [ ! -d sample_data ]; then # under another name first: an interrupted call leaves no half of it
+  rm -rf sample_data.part
+  "$bin/make_sample_data" --out sample_data.part --train-per-class 300
+  mv sample_data.part sample_data
+fi
 
 summary=""
 for config in quickstart quickstart_flash; do
   out=runs/$config
   # --resume auto: a second call goes on where an interrupted one stopped, or finds it finished
   "$bin/train" --config $config.cfg --resume auto
-  result=$("$bin/eval" --checkpoint "$out/best.h5" --json)
   bash scripts/plot_metrics.sh "$out/metrics.jsonl" >"$out/curves.svg"
-  top1=$(sed -n 's/.*"top1": *\([0-9.]*\).*/\1/p' <<<"$result")
-  summary+=$(printf '\n  %-18s top-1 %s %%   curves: %s, %s' $config "$top1" \
-    "$out/curves.svg" "$out/metrics.jsonl")
+  summary+=$(printf '\n  %-18s top-1' $config)
+  for weights in raw ema; do
+    flag=$([ $weights = ema ] && echo --ema || true)
+    result=$("$bin/eval" --checkpoint "$out/best.h5" $flag --json)
+    summary+=$(printf ' %s %% (%s)' "$(sed -n 's/.*"top1": *\([0-9.]*\).*/\1/p' <<<"$result")" $weights)
+  done
+  summary+="   curves: $out/curves.svg, $out/metrics.jsonl"
 done
-echo "On the sample validation images:$summary"
+echo
+echo "On the sample validation images (raw: the weights, ema: their moving average):$summary"
