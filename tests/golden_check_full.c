@@ -135,7 +135,7 @@ static void compare_sketch(gc *g, const full_case *f, const double *v, int64_t n
 
 static void compare_stages(gc *g, const full_case *f, const ii_model_taps *taps) {
   for (int s = 0; s < II_STAGES; s++) {
-    char name[16];
+    char name[24];
     snprintf(name, sizeof name, "stage%d", s);
     double *v = gc_values(g, f->c, taps->stage[s], name);
     compare_sketch(g, f, v, ii_numel(taps->stage[s]), f->input_seed + 1 + (uint64_t)s, name,

@@ -8,7 +8,9 @@
 
 /* Float: the documented bounds. Double: two double implementations of the official networks differ
  * by up to 4e-13 in gradients and 4e-15 in outputs. */
-#define OUT_F32        1e-5
+#define OUT_F32     1e-5
+#define FEATURE_F32 2e-5 /* not documented: torch float32 is up to 4e-6 off (narrow layer norms)   \
+                          */
 #define LOSS_F32       2e-6
 #define GRAD_INPUT_F32 2e-4
 #define OUT_F64        1e-13
@@ -279,13 +281,13 @@ static void check_step(gc *g, network *w, bool features) {
   ii_tensor *targets = gc_tensor(g, c, 2, w->targets.dim, w->targets.v, false);
   ii_tensor *logits = ii_model_forward(w->model, images, NULL, &taps);
   if (features) {
-    gc_compare_tensor(g, c, taps.stem, w->group, "stem", OUT_F32, OUT_F64);
+    gc_compare_tensor(g, c, taps.stem, w->group, "stem", FEATURE_F32, OUT_F64);
     for (int s = 0; s < II_STAGES; s++) {
-      char name[16];
+      char name[24];
       snprintf(name, sizeof name, "stage%d", s);
-      gc_compare_tensor(g, c, taps.stage[s], w->group, name, OUT_F32, OUT_F64);
+      gc_compare_tensor(g, c, taps.stage[s], w->group, name, FEATURE_F32, OUT_F64);
     }
-    gc_compare_tensor(g, c, taps.features, w->group, "head_features", OUT_F32, OUT_F64);
+    gc_compare_tensor(g, c, taps.features, w->group, "head_features", FEATURE_F32, OUT_F64);
   }
   gc_compare_tensor(g, c, logits, w->group, "logits", OUT_F32, OUT_F64);
   ii_tensor *loss = ii_soft_cross_entropy(c, logits, targets);
