@@ -42,9 +42,9 @@ typedef enum { MODE_F64 = 0, MODE_F32, MODE_BF16, MODE_MIXED, MODE_COUNT } op_mo
 enum {
   CASE_WHOLE_BATCH = 1,   /* images depend on each other (batch norm, mean losses) */
   CASE_TRAINING = 2,      /* ctx->training */
-  CASE_F64_ONLY = 4,      /* no parity with the other types */
-  CASE_READS_ROUNDED = 8, /* backward reads a rounded output: two more roundings in bf16 */
-  CASE_LARGE = 16         /* large enough for several threads: fewer numeric derivatives */
+  CASE_READS_ROUNDED = 4, /* backward reads a rounded output: two more roundings in bf16 */
+  CASE_LARGE = 8,         /* large enough for several threads: fewer numeric derivatives */
+  CASE_COMPOSITE = 16     /* several ops: op_reference does not know it */
 };
 
 typedef struct op_case {
@@ -93,6 +93,10 @@ void op_result_free(op_result *r);
  * sum(proj * result). Fails the test on an error, on a leak in the pool. */
 op_result op_run(op_mode mode, int threads, const op_case *k, double *const *in,
                  const double *proj);
+
+/* The result by the formulas in plain loops, and the buffers that the op updates (state[i], as in
+ * op_result). Returns false when it has no formula for the case. */
+bool op_reference(const op_case *k, double *const *in, double *out, double *const *state);
 
 /* A number rounded to bf16. */
 double op_round(double v);

@@ -75,6 +75,7 @@ static const op_case cases[] = {
      .name = "linear used twice",
      .in = {X2(33, 7), W2(31, 7), B(31)},
      .call = linear_twice,
+     .flags = CASE_COMPOSITE,
      .terms = 66},
     BMM("bmm 1x1x1", X3(1, 1, 1), X3(1, 1, 1), 0, 1.0, 0),
     BMM("bmm ragged 7x31 by 31x33", X3(3, 7, 31), X3(3, 31, 33), 0, 0.3, 0),
@@ -97,6 +98,7 @@ static const op_case cases[] = {
      .name = "conv used twice",
      .in = {X4(2, 5, 5, 3), W4(4, 3, 3, 3), B(4)},
      .call = conv2d_twice,
+     .flags = CASE_COMPOSITE,
      .i = {2, 1},
      .terms = 100},
     DWCONV("dwconv 1x1", X4(1, 3, 3, 5), W4(5, 1, 1, 1), B(5), 0),
@@ -113,6 +115,7 @@ static const op_case cases[] = {
      .name = "dwconv used twice",
      .in = {X4(2, 4, 5, 9), W4(9, 1, 3, 3), B(9)},
      .call = dwconv2d_twice,
+     .flags = CASE_COMPOSITE,
      .terms = 80},
 };
 

@@ -109,6 +109,7 @@ static const op_case cases[] = {
      .name = "layer norm used twice",
      .in = {X2(31, 7), VEC(7), VEC(7)},
      .call = layer_norm_twice,
+     .flags = CASE_COMPOSITE,
      .i = {II_ACT_GELU, REAL_OUT},
      .f = {1e-6},
      .terms = 128},

@@ -5,6 +5,7 @@
  * five-point formula with step h = 2^-10 errs by h^4/30 f5 = 3e-14 f5 and, from rounding, by about
  *            1e-16 |f| / h = 1e-13 |f|; the bound of 1e-8 of the gradient's norm is far above both
  *            and far below any real mistake.
+ * values     fp64 against plain loops (op_reference.c).
  * guards     the same run on guarded buffers, see op_guard.h.
  * types      f32, bf16 and mixed precision against f64 on the same numbers.
  * threads    1 and 2 threads, twice each.
@@ -134,6 +135,35 @@ static void check_gradients(const op_case *k, drawn *d) {
   op_result_free(&r);
 }
 
+static void want_near(const char *what, const double *a, const double *want, int64_t n) {
+  double size = 0;
+  for (int64_t i = 0; i < n; i++) size = fmax(size, fabs(want[i]));
+  for (int64_t i = 0; i < n; i++)
+    if (!(fabs(a[i] - want[i]) <= 1e-12 * (1 + size)))
+      fail_msg("%s %lld is %.15g, by the formula %.15g", what, (long long)i, a[i], want[i]);
+}
+
+static void check_values(const op_case *k, drawn *d) {
+  op_result r = op_run(MODE_F64, 2, k, d->in, NULL);
+  double *want = malloc(((size_t)r.n + 1) * sizeof *want), *state[OP_INPUTS] = {0};
+  assert_non_null(want);
+  for (int i = 0; i < OP_INPUTS; i++)
+    if (r.state[i]) {
+      state[i] = calloc((size_t)op_input_numel(&k->in[i]) + 1, sizeof **state);
+      assert_non_null(state[i]);
+    }
+  if (op_reference(k, d->in, want, state)) {
+    want_near("result", r.out, want, r.n);
+    for (int i = 0; i < OP_INPUTS; i++)
+      if (state[i]) want_near("state", r.state[i], state[i], op_input_numel(&k->in[i]));
+  } else {
+    assert_true(k->flags & CASE_COMPOSITE);
+  }
+  for (int i = 0; i < OP_INPUTS; i++) free(state[i]);
+  free(want);
+  op_result_free(&r);
+}
+
 /* ---- parity of types ---- */
 
 /* Relative bounds of the error's norm. A result of n terms summed in f32 errs by about sqrt(n)
@@ -249,12 +279,11 @@ static void check_images(const op_case *k, drawn *d) {
 static void test_case(void **state) {
   const op_case *k = *state;
   drawn d = draw_case(k);
+  check_values(k, &d);
   check_gradients(k, &d);
-  if (!(k->flags & CASE_F64_ONLY)) {
-    check_types(k, &d);
-    check_threads(k, &d);
-    check_images(k, &d);
-  }
+  check_types(k, &d);
+  check_threads(k, &d);
+  check_images(k, &d);
   drawn_free(&d);
 }
 
