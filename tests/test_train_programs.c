@@ -86,16 +86,28 @@ static int64_t memory_of(const char *arguments, const char *class) {
   return bytes;
 }
 
-/* Published numbers of the full-size models (specification tables of both papers' code). */
+/* The official models: parameters, and multiply-adds as counted on the official code (convolutions
+ * and linear layers as modules, and 5*H*W*9*C for each deformable convolution). For H and G that
+ * count leaves out the products that the official code makes without a module (CLIP head, centre
+ * feature scale), at most 1 % more. */
 static void test_plan(void **unused) {
   (void)unused;
   static const struct {
     const char *config;
-    int64_t parameters;
-    double gmacs; /* 0: not checked */
-  } known[] = {{"internimage_t_1k", 29918424, 4.89},
-               {"internimage_s_1k", 50079880, 8.31},
-               {"internimage_b_1k", 97461832, 16.18}};
+    int64_t parameters, macs;
+    double more; /* share that the official count may leave out */
+  } known[] = {{"internimage_t_1k", 29918424, 4885100544, 0},
+               {"internimage_s_1k", 50079880, 8305966080, 0},
+               {"internimage_b_1k", 97461832, 16182426624, 0},
+               {"internimage_l_22kto1k_384", 223334810, 107791887360, 0},
+               {"internimage_xl_22kto1k_384", 334819780, 162929534976, 0},
+               {"internimage_h_22kto1k_384", 1089636760, 534749263872, 0.01},
+               {"internimage_h_22kto1k_640", 1089636760, 1485411858432, 0.01},
+               {"internimage_g_22kto1k_512", 3076373352, 2701426931712, 0.01},
+               {"flash_internimage_t_1k", 29815528, 4868442112, 0},
+               {"flash_internimage_s_1k", 50067496, 8313241600, 0},
+               {"flash_internimage_b_1k", 97448960, 16198232064, 0},
+               {"flash_internimage_l_22kto1k_384", 223297080, 107821378560, 0}};
   char text[200];
   for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
     snprintf(text, sizeof text, "--config %s.cfg", known[i].config);
@@ -103,8 +115,9 @@ static void test_plan(void **unused) {
     const char *key;
     int64_t sum = 0;
     assert_int_equal(json_integer_value(json_object_get(o, "parameters")), known[i].parameters);
-    const double gmacs = 1e-9 * (double)json_integer_value(json_object_get(o, "macs"));
-    assert_true(fabs(gmacs - known[i].gmacs) < 0.006);
+    const int64_t macs = json_integer_value(json_object_get(o, "macs"));
+    assert_true(macs >= known[i].macs);
+    assert_true((double)macs <= (double)known[i].macs * (1 + known[i].more));
     json_object_foreach(memory, key, value) {
       if (strcmp(key, "total") != 0) sum += json_integer_value(value);
     }
