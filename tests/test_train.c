@@ -211,6 +211,9 @@ static void test_refusals(void **unused) {
   run_well(&cfg, "auto");
   const char *older = checkpoint("refuse", 2);
   expect(run(&cfg, older, NULL, &err), &err, II_ERR_ARG, "newer");
+  set_key(&cfg, "train.optimizer=\"sgd\"");
+  expect(run(&cfg, "auto", NULL, &err), &err, II_ERR_FORMAT, "train.optimizer");
+  set_key(&cfg, "train.optimizer=\"adamw\"");
   assert_int_equal(truncate(checkpoint("refuse", 4), 5000), 0);
   run_well(&cfg, "auto");
   assert_non_null(strstr(said, "skipped: "));

@@ -221,7 +221,9 @@ static ii_status load_all(ii_h5 *f, ii_params *p, ii_optimizer *o, staging *s, i
     II_TRY(load_tensor(f, "/model", p->at[i].name, p->ctx, p->at[i].value, s, err));
   for (int64_t i = 0; ii_optimizer_state(o, i, &item); i++) {
     group_of(item.kind, group);
-    II_TRY(load_tensor(f, group, item.name, p->ctx, item.tensor, s, err));
+    if (load_tensor(f, group, item.name, p->ctx, item.tensor, s, err) != II_OK)
+      return ii_error_prefix(err, "the optimizer's state does not fit this run (did "
+                                  "train.optimizer, train.ema or train.freeze_stages change?)");
   }
   o->t = state.updates;
   return load_gradients(f, p, s, err);
