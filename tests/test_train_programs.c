@@ -260,7 +260,8 @@ static void test_signals(void **unused) {
     for (int round = 0; round < 2; round++) { /* and resumes, and again */
       pid_t child = fixture_start("train", text);
       wait_for_steps(out);
-      nap_ms(round ? 300 : 0);
+      for (int n = 0; round && n < 3000 && !strstr(fixture_output("stdout"), "resumed from"); n++)
+        nap_ms(10);
       kill(child, signals[i]);
       const int code = fixture_wait(child);
       if (code != RESUMABLE) fail_msg("exit %d: %s", code, fixture_output("stderr"));
