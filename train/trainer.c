@@ -168,10 +168,3 @@ ii_status ii_trainer_run(ii_trainer *t, ii_error *err) {
                 (long long)t->state.bad_files);
   return II_OK;
 }
-
-const ii_train_state *ii_trainer_state(const ii_trainer *t) {
-  return &t->state;
-}
-ii_model *ii_trainer_model(ii_trainer *t) {
-  return t->model;
-}

@@ -35,8 +35,4 @@ void ii_trainer_close(ii_trainer *t); /* NULL is allowed */
  * stays); data, disk and device errors. */
 ii_status ii_trainer_run(ii_trainer *t, ii_error *err);
 
-/* For tests and tools. */
-const ii_train_state *ii_trainer_state(const ii_trainer *t);
-ii_model *ii_trainer_model(ii_trainer *t);
-
 #endif

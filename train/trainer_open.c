@@ -289,7 +289,6 @@ ii_status ii_trainer_open(const ii_trainer_options *o, ii_trainer **trainer, ii_
   t->dir = t->cfg->train.output_dir;
   t->say = (ii_say){say, t};
   t->lock = -1;
-  t->saved_step = -1;
   t->opened_at = t->saved_at = ii_trainer_now();
   ii_status s = open_all(t, err);
   if (s == II_OK)

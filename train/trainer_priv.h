@@ -35,7 +35,6 @@ struct ii_trainer {
   double grad_norm;     /* of the last update */
   ii_pace pace;
   double saved_at;    /* when the last checkpoint was written, for save_every_minutes */
-  int64_t saved_step; /* its step; -1: none by this process */
   double opened_at;
 };
 

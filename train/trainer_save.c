@@ -23,7 +23,6 @@ ii_status ii_trainer_save(ii_trainer *t, const char *from, ii_error *err) {
   else
     II_TRY(write_checkpoint(t, path, err));
   t->saved_at = ii_trainer_now();
-  t->saved_step = t->state.step;
   return ii_checkpoint_prune(t->dir, t->cfg->train.keep_last, err);
 }
 
