@@ -34,7 +34,7 @@ struct ii_trainer {
   const char **classes; /* [num_classes], or NULL for data without names */
   double grad_norm;     /* of the last update */
   ii_pace pace;
-  double saved_at;    /* when the last checkpoint was written, for save_every_minutes */
+  double saved_at; /* when the last checkpoint was written, for save_every_minutes */
   double opened_at;
 };
 
