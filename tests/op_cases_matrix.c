@@ -111,6 +111,8 @@ static const op_case cases[] = {
     DWCONV("dwconv 7x7, 4 channels", X4(1, 9, 5, 4), W4(4, 1, 7, 7), B(4), 0),
     DWCONV("dwconv 3x3 of a stage, 64 channels", X4(2, 14, 14, 64), W4(64, 1, 3, 3), B(64), 400),
     DWCONV("dwconv without images", X4(0, 4, 4, 8), W4(8, 1, 3, 3), B(8), 0),
+    DWCONV("dwconv without images, 9000 channels", X4(0, 1, 1, 9000), W4(9000, 1, 3, 3), B(9000),
+           0),
     {.op = II_OP_dwconv2d,
      .name = "dwconv used twice",
      .in = {X4(2, 4, 5, 9), W4(9, 1, 3, 3), B(9)},

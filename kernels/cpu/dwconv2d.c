@@ -250,6 +250,7 @@ static void make_plan(plan *p, const ii_dwconv2d_args *a) {
   p->chunks = (a->C + p->width - 1) / p->width;
   p->step = p->width * p->chunks;
   p->slots = min64((a->N * a->H + SLOT_ROWS - 1) / SLOT_ROWS, MAX_SLOTS);
+  if (p->slots == 0) p->slots = 1; /* without rows: the sums of one slot are zeros */
 }
 
 /* Runs all slots and chunks; memory comes from scratch slot 0. */
