@@ -57,7 +57,8 @@ static bool has_gradient(const ii_optimizer *o, int64_t i) {
   return o->slot[i].group.trainable && o->params->at[i].value->grad_valid;
 }
 
-double ii_optimizer_grad_norm(ii_optimizer *o) {
+/* The global L2 norm of the gradients of all trainable parameters, summed in double. */
+static double grad_norm(ii_optimizer *o) {
   ii_ctx *c = o->params->ctx;
   double *out = ii_data(o->sums), sum = 0;
   for (int64_t i = 0; i < o->params->count; i++) {
@@ -74,9 +75,26 @@ double ii_optimizer_grad_norm(ii_optimizer *o) {
 }
 
 static ii_step_report measure(ii_optimizer *o) {
-  const double norm = ii_optimizer_grad_norm(o), limit = o->options.clip_grad;
+  const double norm = grad_norm(o), limit = o->options.clip_grad;
   const double coef = limit > 0 ? fmin(1.0, limit / (norm + CLIP_EPS)) : 1.0;
   return (ii_step_report){.grad_norm = norm, .clip_coef = coef, .finite = isfinite(norm)};
+}
+
+/* g = coef*g through `room`: 0 moved by coef towards g. (g moved towards 0 by 1-coef would leave
+ * the rounding of g, not that of coef*g.) */
+static void scale(ii_ctx *c, const ii_tensor *g, const ii_tensor *room, double coef) {
+  const int64_t n = ii_numel(g);
+  ii_run_fill(c,
+              &(ii_fill_args){.real = g->dtype, .y_dtype = g->dtype, .n = n, .y = ii_data(room)});
+  ii_run_ema(
+      c, &(ii_ema_args){
+             .real = g->dtype, .n = n, .decay = 1 - coef, .ema = ii_data(room), .p = ii_data(g)});
+  ii_run_cast(c, &(ii_cast_args){.real = g->dtype,
+                                 .x_dtype = g->dtype,
+                                 .y_dtype = g->dtype,
+                                 .n = n,
+                                 .x = ii_data(room),
+                                 .y = ii_data(g)});
 }
 
 ii_status ii_optimizer_clip(ii_optimizer *o, ii_step_report *report) {
@@ -87,18 +105,10 @@ ii_status ii_optimizer_clip(ii_optimizer *o, ii_step_report *report) {
   for (int64_t i = 0; i < o->params->count; i++)
     if (has_gradient(o, i) && ii_numel(o->params->at[i].value) > largest)
       largest = ii_numel(o->params->at[i].value);
-  /* g = coef*g + (1-coef)*0: the averaging kernel scales in place when its input is zero. */
-  ii_tensor *zero = ii_tensor_persistent(c, c->real, 1, &largest, II_MEM_OPTIMIZER);
-  for (int64_t i = 0; i < o->params->count && zero; i++) {
-    if (!has_gradient(o, i)) continue;
-    const ii_tensor *g = o->params->at[i].value->grad;
-    ii_run_ema(c, &(ii_ema_args){.real = g->dtype,
-                                 .n = ii_numel(g),
-                                 .decay = report->clip_coef,
-                                 .ema = ii_data(g),
-                                 .p = ii_data(zero)});
-  }
-  ii_tensor_free(zero);
+  ii_tensor *scaled = ii_tensor_persistent(c, c->real, 1, &largest, II_MEM_OPTIMIZER);
+  for (int64_t i = 0; i < o->params->count && scaled; i++)
+    if (has_gradient(o, i)) scale(c, o->params->at[i].value->grad, scaled, report->clip_coef);
+  ii_tensor_free(scaled);
   return c->err.status;
 }
 

@@ -70,9 +70,6 @@ ii_status ii_optimizer_init(ii_optimizer *o, ii_params *params,
                             const ii_optimizer_options *options);
 void ii_optimizer_destroy(ii_optimizer *o);
 
-/* The global L2 norm of the gradients of all trainable parameters, summed in double. Reads only. */
-double ii_optimizer_grad_norm(ii_optimizer *o);
-
 /* Multiplies the gradients accumulated so far by min(1, clip_grad / (norm + 1e-6)), in place, and
  * fills *report. Nothing is changed when clip_grad is 0 or the norm is not finite. Only for the
  * iterations between two updates (see above); ii_optimizer_step clips by itself. */

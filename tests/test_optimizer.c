@@ -246,6 +246,28 @@ static void test_unused_and_frozen(void **state) {
   close_fixture(&f);
 }
 
+/* Gradients a million times too large keep all their digits. */
+static void test_clip_of_large_gradients(void **state) {
+  fixture f = open_fixture(II_F32, II_F32);
+  const ii_optimizer_options o = options_adamw();
+  start(&f, &o);
+  double g[GRADS], got[8], norm = 0;
+  fill_wave(g, GRADS, 1);
+  for (int i = 0; i < GRADS; i++) g[i] = (float)(1e6 * g[i]);
+  for (int i = 0; i < GRADS; i++) norm += g[i] * g[i];
+  add_grads(&f.p, g, 1);
+  ii_step_report r;
+  assert_int_equal(ii_optimizer_clip(&f.o, &r), II_OK);
+  for (int i = 0, at = 0; i < WITH_GRAD; at += sizes[i++]) {
+    ii_tensor_read_f64(f.c, f.p.at[i].value->grad, got);
+    for (int j = 0; j < sizes[i]; j++) {
+      const double want = g[at + j] / (sqrt(norm) + 1e-6);
+      assert_true(fabs(got[j] - want) <= 0x1p-22 * fabs(want));
+    }
+  }
+  close_fixture(&f);
+}
+
 static void test_not_finite(void **state) {
   const double bad[] = {NAN, INFINITY};
   for (int b = 0; b < 2; b++) {
@@ -412,9 +434,9 @@ static void test_plan_mode(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_torch_double),      cmocka_unit_test(test_torch_float),
-      cmocka_unit_test(test_unused_and_frozen), cmocka_unit_test(test_not_finite),
-      cmocka_unit_test(test_bf16_copies),       cmocka_unit_test(test_ema_of_buffers),
-      cmocka_unit_test(test_ema_swap),          cmocka_unit_test(test_state_round_trip),
-      cmocka_unit_test(test_plan_mode)};
+      cmocka_unit_test(test_unused_and_frozen), cmocka_unit_test(test_clip_of_large_gradients),
+      cmocka_unit_test(test_not_finite),        cmocka_unit_test(test_bf16_copies),
+      cmocka_unit_test(test_ema_of_buffers),    cmocka_unit_test(test_ema_swap),
+      cmocka_unit_test(test_state_round_trip),  cmocka_unit_test(test_plan_mode)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
