@@ -70,7 +70,7 @@ ii_batch_norm_layer ii_batch_norm_build(const ii_builder *b, int64_t channels) {
 }
 
 ii_tensor *ii_batch_norm_forward(ii_ctx *c, const ii_batch_norm_layer *l, ii_tensor *x) {
-  if (c->training && ii_ok(c)) {
+  if (c->training && !c->recomputing && ii_ok(c)) { /* a batch that is recomputed counts once */
     double count;
     ii_tensor_read_f64(c, l->batches, &count);
     count += 1;

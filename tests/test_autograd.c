@@ -1,6 +1,7 @@
 /* The tape: values that can be computed by hand, accumulation, sharing of gradients, frozen inputs,
  * checkpointing, scopes, and errors. */
 #include "autograd_net.h"
+#include "layers/basic.h"
 #include <math.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -333,6 +334,32 @@ static void runs_repeat(void **state) {
   }
 }
 
+static ii_tensor *norm_layer(ii_ctx *c, ii_tensor *x, const void *user) {
+  return ii_batch_norm_forward(c, user, x);
+}
+
+/* A batch that a checkpoint computes twice is one batch: for the counter as for the statistics. */
+static void recomputed_batches_count_once(void **state) {
+  ii_ctx *c = open_ctx(II_F64, II_F64, false);
+  ii_params p;
+  ii_init_list inits = {0};
+  ii_params_init(&p, c);
+  const ii_builder b = {.params = &p, .inits = &inits};
+  const ii_batch_norm_layer l = ii_batch_norm_build(&b, 2);
+  ii_init_apply(&p, &inits, 1);
+  c->training = c->recording = true;
+  const double v[] = {1, 2, 3, 5};
+  ii_tensor *x = ii_reshape(c, leaf(c, v, 4), 2, (int64_t[]){2, 2});
+  ii_tensor *y = ii_checkpoint(c, x, norm_layer, &l);
+  ii_backward(c, sum(c, ii_reshape(c, y, 1, (int64_t[]){4})), 1);
+  want_values(c, l.batches, (double[]){1}, 1);
+  want_values(c, l.running_mean, (double[]){0.2, 0.35}, 2);
+  ii_params_destroy(&p);
+  free(inits.at);
+  assert_int_equal(c->pool.live, 0);
+  ii_ctx_close(c);
+}
+
 static ii_tensor *identity(ii_ctx *c, ii_tensor *x, const void *user) {
   return x;
 }
@@ -437,6 +464,7 @@ int main(void) {
       cmocka_unit_test(checkpoint_changes_memory_only),
       cmocka_unit_test(forgotten_scopes_cost_memory_only),
       cmocka_unit_test(runs_repeat),
+      cmocka_unit_test(recomputed_batches_count_once),
       cmocka_unit_test(checkpoint_of_little),
       cmocka_unit_test(programmer_errors_abort),
   };
