@@ -82,9 +82,11 @@ ii_status ii_checkpoint_open_newest(const char *dir, ii_h5 **file,
                                     void (*skipped)(void *user, const char *why), void *user,
                                     ii_error *err);
 
-/* Removes all but the `keep` newest checkpoint-*.h5, and what interrupted writes left behind.
- * best.h5 stays. Errors: II_ERR_IO. */
-ii_status ii_checkpoint_prune(const char *dir, int64_t keep, ii_error *err);
+/* After checkpoint-<step>.h5 has been written: removes all but it and the keep - 1 newest before it,
+ * those of later steps (a resumed run only leaves them behind when they are damaged; counted, they
+ * would drive out the good ones), and what interrupted writes left. best.h5 stays.
+ * Errors: II_ERR_IO. */
+ii_status ii_checkpoint_prune(const char *dir, int64_t step, int64_t keep, ii_error *err);
 
 /* Makes `to` another name of the file `from`, atomically (a copy where links do not work). */
 ii_status ii_checkpoint_link(const char *from, const char *to, ii_error *err);

@@ -132,11 +132,12 @@ static ii_status remove_temporary(const char *dir, ii_error *err) {
   return s;
 }
 
-ii_status ii_checkpoint_prune(const char *dir, int64_t keep, ii_error *err) {
-  int64_t *steps = NULL, n = 0;
+ii_status ii_checkpoint_prune(const char *dir, int64_t step, int64_t keep, ii_error *err) {
+  int64_t *steps = NULL, n = 0, kept = 0;
   char path[II_RUN_PATH];
   ii_status s = list_steps(dir, &steps, &n, err);
-  for (int64_t i = keep; i < n && s == II_OK; i++) {
+  for (int64_t i = 0; i < n && s == II_OK; i++) {
+    if (steps[i] <= step && kept++ < keep) continue;
     ii_checkpoint_path(dir, steps[i], path);
     s = remove_file(path, err);
   }

@@ -227,9 +227,11 @@ static bool read_shape(hid_t d, ii_h5_shape *shape) {
               H5Sget_simple_extent_dims(space, dim, NULL) == ndim;
   if (space >= 0) H5Sclose(space);
   *shape = (ii_h5_shape){.ndim = good ? ndim : 0};
-  for (int i = 0; good && i < ndim; i++) {
-    if (dim[i] > INT32_MAX) return false; /* no dimension of a model is that large */
+  for (int64_t i = 0, numel = 1; good && i < ndim; i++) {
+    /* no model is that large; and the size in bytes must fit into 64 bits */
+    if (dim[i] > INT32_MAX || (dim[i] && numel > INT64_MAX / 16 / (int64_t)dim[i])) return false;
     shape->dim[i] = (int64_t)dim[i];
+    numel *= shape->dim[i];
   }
   return good;
 }

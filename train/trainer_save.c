@@ -23,7 +23,7 @@ ii_status ii_trainer_save(ii_trainer *t, const char *from, ii_error *err) {
   else
     II_TRY(write_checkpoint(t, path, err));
   t->saved_at = ii_trainer_now();
-  return ii_checkpoint_prune(t->dir, t->cfg->train.keep_last, err);
+  return ii_checkpoint_prune(t->dir, t->state.step, t->cfg->train.keep_last, err);
 }
 
 ii_status ii_trainer_save_best(ii_trainer *t, ii_error *err) {
