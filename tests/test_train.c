@@ -284,6 +284,11 @@ static void test_lists_with_metadata(void **unused) {
   fclose(f);
   set_key(&cfg, "train.output_dir=\"/tmp/never\"");
   expect(run(&cfg, NULL, NULL, &err), &err, II_ERR_FORMAT, "val.txt:13");
+  /* a label that would make a classifier of terabytes */
+  f = fopen(fixture_path("data/train.txt"), "a");
+  fputs("train/class_0/00.jpg 999999999 1 1.0 1.0\n", f);
+  fclose(f);
+  expect(run(&cfg, NULL, NULL, &err), &err, II_ERR_ARG, "largest label");
 }
 
 /* A rate that blows the weights up: a sentence with step and image, and nothing is overwritten. */

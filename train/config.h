@@ -14,8 +14,9 @@
 #include <stdio.h>
 #include "autograd/error.h"
 
-#define II_CONFIG_STRING 1024 /* bytes of a string value, with its final 0 */
-#define II_CONFIG_LIST   16   /* most elements of a list value */
+#define II_CONFIG_STRING  1024    /* bytes of a string value, with its final 0 */
+#define II_CONFIG_LIST    16      /* most elements of a list value */
+#define II_CONFIG_CLASSES 1000000 /* most that model.num_classes can be */
 
 typedef struct {
   int64_t count;

@@ -149,6 +149,10 @@ ii_status ii_setup_classes(ii_config *cfg, const ii_dataset *d, const ii_say *sa
     ii_say_line(say, II_SAY_WARNING, "%lld files that are not images were left out, e.g. %s",
                 (long long)ignored, first);
   if (wanted == 0) {
+    if (found > II_CONFIG_CLASSES)
+      return ii_error_set(err, II_ERR_ARG,
+                          "the largest label of the data set is %lld; there may be %d classes",
+                          (long long)found - 1, II_CONFIG_CLASSES);
     if (found < 2)
       return ii_error_set(err, II_ERR_ARG, "the data set has %lld class; at least two are needed",
                           (long long)found);
