@@ -1,4 +1,5 @@
 #include "train/cli.h"
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -64,6 +65,11 @@ int ii_cli_columns(FILE *terminal) {
   struct winsize size;
   const bool told = ioctl(fileno(terminal), TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
   return told ? size.ws_col : 80;
+}
+
+ii_status ii_cli_flush(ii_error *err) {
+  if (fflush(stdout) == 0 && !ferror(stdout)) return II_OK;
+  return ii_error_set(err, II_ERR_IO, "the result cannot be printed: %s", strerror(errno));
 }
 
 void ii_cli_help(const ii_flag *flags, FILE *to) {

@@ -184,6 +184,9 @@ static ii_status parse(command *c, int argc, char **argv, bool *done, ii_error *
                         "--config NAME is missing, e.g. --config quickstart.cfg "
                         "(--help explains)");
   if (c->json && !c->plan) return ii_error_set(err, II_ERR_ARG, "--json goes with --plan");
+  if (c->options.init && c->options.resume && strcmp(c->options.resume, "auto") != 0)
+    return ii_error_set(err, II_ERR_ARG,
+                        "--init begins a run and --resume PATH goes on with one: give one of them");
   return II_OK;
 }
 
@@ -191,6 +194,9 @@ static ii_status load_config(command *c, ii_error *err) {
   ii_config *cfg = &c->options.config;
   II_TRY(ii_config_load(cfg, c->config, err));
   for (int i = 0; i < c->n_sets; i++) II_TRY(ii_config_set(cfg, c->sets[i], err));
+  if ((c->options.init_ema || c->options.init_partial) && !c->options.init && !*cfg->train.init)
+    return ii_error_set(err, II_ERR_ARG, "%s goes with --init PATH",
+                        c->options.init_ema ? "--init-ema" : "--partial");
   return ii_config_check(cfg, err);
 }
 
@@ -215,7 +221,7 @@ static ii_status plan(command *c, ii_error *err) {
   II_TRY(c->json ? ii_plan_json(&p, &text, err) : ii_plan_text(&p, &text, err));
   printf("%s\n", text);
   free(text);
-  return II_OK;
+  return ii_cli_flush(err);
 }
 
 static ii_status train(command *c, ii_error *err) {

@@ -95,7 +95,9 @@ static ii_status open_data(ii_trainer *t, ii_error *err) {
   ii_loader_config l = ii_setup_loader(cfg, t->train_set, true);
   l.on_bad = bad_file;
   l.context = t;
-  if (ii_loader_new(&l, &t->loader, err) != II_OK) return ii_error_prefix(err, "training images");
+  if (ii_loader_new(&l, &t->loader, err) != II_OK)
+    return ii_error_prefix(err, "training images (data.batch_size = %lld)",
+                           (long long)cfg->data.batch_size);
   t->schedule = ii_setup_schedule(cfg, ii_loader_batches_per_epoch(t->loader));
   return ii_schedule_check(&t->schedule, err);
 }
@@ -255,6 +257,7 @@ static ii_status find_start(ii_trainer *t, ii_h5 **file, ii_error *err) {
 
 static ii_status start(ii_trainer *t, ii_error *err) {
   ii_h5 *f;
+  char best[II_RUN_PATH];
   const char *init = t->o.init ? t->o.init : *t->cfg->train.init ? t->cfg->train.init : NULL;
   t->state = (ii_train_state){.steps_per_epoch = t->schedule.steps_per_epoch,
                               .seed = t->cfg->train.seed,
@@ -265,6 +268,9 @@ static ii_status start(ii_trainer *t, ii_error *err) {
   ii_status s = restore(t, f, err);
   if (s == II_OK && strcmp(t->o.resume, "auto") != 0) s = check_newer(t, t->o.resume, err);
   ii_h5_close(f);
+  /* resumed into another folder: its best.h5 is that of the next validation */
+  ii_checkpoint_best_path(t->dir, best);
+  if (access(best, F_OK) != 0) t->state.best_top1 = -1;
   return s;
 }
 

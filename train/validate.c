@@ -97,7 +97,11 @@ static ii_status pass(ii_model *model, ii_loader *loader, const ii_validate_opti
                 ii_top1(r));
   }
   const int64_t read = r->images - r->failed;
-  r->loss = read ? r->loss / (double)read : 0;
+  if (read == 0)
+    return ii_error_set(err, II_ERR_FORMAT,
+                        "none of the %lld validation images can be used; check the data set",
+                        (long long)r->images);
+  r->loss /= (double)read;
   return II_OK;
 }
 

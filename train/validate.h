@@ -35,7 +35,7 @@ typedef struct {
 
 /* One pass over loader (not endless, not shuffled; sought to its start first). Ties in the logits
  * count for the lower class number, as in a stable sort. Errors: those of the loader and the
- * context; II_ERR_INTERRUPTED when stopped. */
+ * context; II_ERR_FORMAT when not one image can be read; II_ERR_INTERRUPTED when stopped. */
 ii_status ii_validate(ii_model *model, ii_loader *loader, const ii_validate_options *options,
                       ii_accuracy *result, ii_error *err);
 
