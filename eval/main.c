@@ -180,7 +180,7 @@ static ii_status evaluate(command *c, ii_error *err) {
   else
     print_text(&r, c->per_class);
   ii_eval_free(&r);
-  return ii_cli_flush(err);
+  return ii_cli_flush(stdout, err);
 }
 
 /* Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage. */

@@ -67,8 +67,8 @@ int ii_cli_columns(FILE *terminal) {
   return told ? size.ws_col : 80;
 }
 
-ii_status ii_cli_flush(ii_error *err) {
-  if (fflush(stdout) == 0 && !ferror(stdout)) return II_OK;
+ii_status ii_cli_flush(FILE *to, ii_error *err) {
+  if (fflush(to) == 0 && !ferror(to)) return II_OK;
   return ii_error_set(err, II_ERR_IO, "the result cannot be printed: %s", strerror(errno));
 }
 

@@ -27,8 +27,8 @@ ii_status ii_cli_next(ii_cli *cli, int *flag, const char **value, ii_error *err)
 /* Columns of the terminal behind a stream; 80 when it does not say. */
 int ii_cli_columns(FILE *terminal);
 
-/* Makes sure that what was printed to stdout has got there. Errors: II_ERR_IO. */
-ii_status ii_cli_flush(ii_error *err);
+/* Makes sure that what was printed has got there. Errors: II_ERR_IO. */
+ii_status ii_cli_flush(FILE *to, ii_error *err);
 
 /* Prints the flags and their help. */
 void ii_cli_help(const ii_flag *flags, FILE *to);

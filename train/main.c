@@ -221,7 +221,7 @@ static ii_status plan(command *c, ii_error *err) {
   II_TRY(c->json ? ii_plan_json(&p, &text, err) : ii_plan_text(&p, &text, err));
   printf("%s\n", text);
   free(text);
-  return ii_cli_flush(err);
+  return ii_cli_flush(stdout, err);
 }
 
 static ii_status train(command *c, ii_error *err) {
