@@ -6,12 +6,8 @@
  * One JSON object per line: op, shape, dtype, threads, forward and forward+backward in milliseconds
  * (median, minimum and the 90th percentile over R repetitions), and the bytes that must move at
  * least. Offsets are normal with a standard deviation of half a pixel, as in trained models. */
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 #include "autograd/rng.h"
+#include "bench/measure.h"
 #include "kernels/kernels.h"
 #include "train/process.h"
 
@@ -20,46 +16,21 @@ typedef struct {
   const char *only;
 } options;
 
-typedef struct {
-  double median, min, p90;
-} spread;
-
-static double now_ms(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
-}
-
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
-static spread summarise(double *t, int n) {
-  qsort(t, (size_t)n, sizeof *t, by_value);
-  return (spread){t[n / 2], t[0], t[n * 9 / 10]};
-}
-
 static void fail(const char *why) {
   fprintf(stderr, "bench_dcn: %s\n", why);
   exit(1);
 }
 
-static void *buffer(int64_t n, size_t size) {
-  void *p = aligned_alloc(64, ((size_t)n * size + 127) / 64 * 64);
-  if (!p) fail("out of memory");
-  memset(p, 0, (size_t)n * size);
-  return p;
-}
-
 /* n normal numbers as t (f32 or bf16). */
 static void *normal(int64_t n, ii_dtype t, double sd, uint64_t stream) {
   ii_rng r = ii_rng_make(1, II_RNG_TEST, stream, 0);
-  void *p = buffer(n, ii_dtype_size(t));
+  void *p = measure_buffer((size_t)n * ii_dtype_size(t));
   for (int64_t i = 0; i < n; i++) {
     float v = (float)(sd * ii_rng_normal(&r));
-    if (t == II_F32) ((float *)p)[i] = v;
-    else ((uint16_t *)p)[i] = ii_f32_to_bf16(v);
+    if (t == II_F32)
+      ((float *)p)[i] = v;
+    else
+      ((uint16_t *)p)[i] = ii_f32_to_bf16(v);
   }
   return p;
 }
@@ -71,14 +42,14 @@ static void measure(ii_kctx *k, const options *o, const char *what, kernel fwd, 
                     const void *args, double fwd_bytes, double both_bytes) {
   double *t[2];
   for (int both = 0; both < 2; both++) {
-    t[both] = buffer(o->repeat, sizeof(double));
+    t[both] = measure_buffer((size_t)o->repeat * sizeof(double));
     for (int i = -2; i < o->repeat; i++) { /* two rounds to warm up */
-      double t0 = now_ms();
+      double t0 = measure_now();
       if (fwd(k, args) || (both && bwd(k, args))) fail(k->error);
-      if (i >= 0) t[both][i] = now_ms() - t0;
+      if (i >= 0) t[both][i] = 1e3 * (measure_now() - t0);
     }
   }
-  spread f = summarise(t[0], o->repeat), b = summarise(t[1], o->repeat);
+  measure_spread f = measure_summarise(t[0], o->repeat), b = measure_summarise(t[1], o->repeat);
   printf("{%s, \"threads\": %d, \"fwd_ms\": %.3f, \"fwd_min_ms\": %.3f, \"fwd_p90_ms\": %.3f, "
          "\"fwd_bwd_ms\": %.3f, \"fwd_bwd_min_ms\": %.3f, \"fwd_bwd_p90_ms\": %.3f, "
          "\"fwd_MB\": %.1f, \"fwd_bwd_MB\": %.1f}\n",
@@ -89,24 +60,48 @@ static void measure(ii_kctx *k, const options *o, const char *what, kernel fwd, 
   free(t[1]);
 }
 
-static int dcn_fwd(ii_kctx *k, const void *a) { return ii_cpu_dcn_fwd(k, a); }
-static int dcn_bwd(ii_kctx *k, const void *a) { return ii_cpu_dcn_bwd(k, a); }
-static int dwconv_fwd(ii_kctx *k, const void *a) { return ii_cpu_dwconv2d_fwd(k, a); }
-static int dwconv_bwd(ii_kctx *k, const void *a) { return ii_cpu_dwconv2d_bwd(k, a); }
+static int dcn_fwd(ii_kctx *k, const void *a) {
+  return ii_cpu_dcn_fwd(k, a);
+}
+static int dcn_bwd(ii_kctx *k, const void *a) {
+  return ii_cpu_dcn_bwd(k, a);
+}
+static int dwconv_fwd(ii_kctx *k, const void *a) {
+  return ii_cpu_dwconv2d_fwd(k, a);
+}
+static int dwconv_bwd(ii_kctx *k, const void *a) {
+  return ii_cpu_dwconv2d_bwd(k, a);
+}
 
 /* 3x3, stride 1, padding 1, G groups; v4 packs offsets and modulations and may take the softmax. */
 static void bench_dcn(ii_kctx *k, const options *o, bool v4, ii_dtype t, int64_t side, int64_t C,
                       int64_t G) {
   const int64_t K = 9, rows = o->batch * side * side, P = (3 * G * K + 7) / 8 * 8;
-  ii_dcn_args a = {.real = II_F32, .x_dtype = t, .om_dtype = t, .N = o->batch, .H = side, .W = side,
-                   .C = C, .G = G, .Ho = side, .Wo = side, .kh = 3, .kw = 3, .stride_h = 1,
-                   .stride_w = 1, .pad_h = 1, .pad_w = 1, .dil_h = 1, .dil_w = 1,
+  ii_dcn_args a = {.real = II_F32,
+                   .x_dtype = t,
+                   .om_dtype = t,
+                   .N = o->batch,
+                   .H = side,
+                   .W = side,
+                   .C = C,
+                   .G = G,
+                   .Ho = side,
+                   .Wo = side,
+                   .kh = 3,
+                   .kw = 3,
+                   .stride_h = 1,
+                   .stride_w = 1,
+                   .pad_h = 1,
+                   .pad_w = 1,
+                   .dil_h = 1,
+                   .dil_w = 1,
                    .offset_scale = 1};
   const size_t size = ii_dtype_size(t);
   void *x = normal(rows * C, t, 1, 1), *gy = normal(rows * C, t, 1, 2);
-  void *y = buffer(rows * C, size), *gx = buffer(rows * C, size);
+  void *y = measure_buffer((size_t)(rows * C) * size),
+       *gx = measure_buffer((size_t)(rows * C) * size);
   const int64_t om = v4 ? rows * P : rows * 3 * G * K; /* both kinds of values in one allocation */
-  char *taps = normal(om, t, 0.5, 3), *gtaps = buffer(om, size);
+  char *taps = normal(om, t, 0.5, 3), *gtaps = measure_buffer((size_t)om * size);
   const int64_t mask = v4 ? 2 * K : rows * 2 * G * K;
   a.x = x, a.y = y, a.gy = gy, a.gx = gx;
   a.offset = taps, a.mask = taps + (size_t)mask * size;
@@ -127,10 +122,11 @@ static void bench_dwconv(ii_kctx *k, const options *o, int kernel_size, ii_dtype
                          int64_t C) {
   const int64_t n = o->batch * side * side * C, nw = C * kernel_size * kernel_size;
   const size_t size = ii_dtype_size(t);
-  ii_dwconv2d_args a = {.real = II_F32, .x_dtype = t, .N = o->batch, .H = side, .W = side, .C = C,
-                        .k = kernel_size};
+  ii_dwconv2d_args a = {
+      .real = II_F32, .x_dtype = t, .N = o->batch, .H = side, .W = side, .C = C, .k = kernel_size};
   void *x = normal(n, t, 1, 1), *gy = normal(n, t, 1, 2), *w = normal(nw, II_F32, 1, 3);
-  void *y = buffer(n, size), *gx = buffer(n, size), *gw = buffer(nw, 4), *gb = buffer(C, 4);
+  void *y = measure_buffer((size_t)n * size), *gx = measure_buffer((size_t)n * size),
+       *gw = measure_buffer((size_t)nw * 4), *gb = measure_buffer((size_t)C * 4);
   a.x = x, a.w = w, a.y = y, a.gy = gy, a.gx = gx, a.gw = gw, a.gb = gb;
   char what[160];
   snprintf(what, sizeof what,
@@ -159,11 +155,16 @@ int main(int argc, char **argv) {
   options o = {.threads = 0, .repeat = 20, .batch = 8};
   for (int i = 1; i < argc; i += 2) {
     if (i + 1 == argc) fail("an option lacks its value");
-    if (!strcmp(argv[i], "--threads")) o.threads = atoi(argv[i + 1]);
-    else if (!strcmp(argv[i], "--repeat")) o.repeat = atoi(argv[i + 1]);
-    else if (!strcmp(argv[i], "--batch")) o.batch = atoi(argv[i + 1]);
-    else if (!strcmp(argv[i], "--only")) o.only = argv[i + 1];
-    else fail("options: --threads N --repeat R --batch B --only dcnv3|dcnv4|dwconv");
+    if (!strcmp(argv[i], "--threads"))
+      o.threads = atoi(argv[i + 1]);
+    else if (!strcmp(argv[i], "--repeat"))
+      o.repeat = atoi(argv[i + 1]);
+    else if (!strcmp(argv[i], "--batch"))
+      o.batch = atoi(argv[i + 1]);
+    else if (!strcmp(argv[i], "--only"))
+      o.only = argv[i + 1];
+    else
+      fail("options: --threads N --repeat R --batch B --only dcnv3|dcnv4|dwconv");
   }
   if (o.repeat < 1 || o.batch < 1 || o.threads < 0) fail("--repeat and --batch start at 1");
   ii_kctx k;
