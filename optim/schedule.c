@@ -69,8 +69,3 @@ double ii_schedule_lr(const ii_schedule *s, double v, int64_t iteration) {
 bool ii_schedule_is_update(const ii_schedule *s, int64_t iteration) {
   return (iteration % s->steps_per_epoch + 1) % s->accumulation == 0;
 }
-
-int64_t ii_schedule_updates_before(const ii_schedule *s, int64_t iteration) {
-  const int64_t n = s->steps_per_epoch, a = s->accumulation;
-  return iteration / n * (n / a) + iteration % n / a;
-}

@@ -58,7 +58,4 @@ double ii_schedule_lr(const ii_schedule *s, double v, int64_t iteration);
  * accumulated is dropped: the official loop clears the gradients when an epoch begins. */
 bool ii_schedule_is_update(const ii_schedule *s, int64_t iteration);
 
-/* The number of updates that iterations 0 .. iteration-1 contain. */
-int64_t ii_schedule_updates_before(const ii_schedule *s, int64_t iteration);
-
 #endif
