@@ -8,16 +8,18 @@
  *
  * Common rules
  * - Tensors are contiguous and row-major, images are N,H,W,C. Buffers do not overlap unless said.
- * - a->real is II_F32 or II_F64: the type of weights' gradients, norm parameters, biases, statistics
- *   and of every accumulation. Each activation has its own type (x_dtype, y_dtype, ...): with
- *   real = II_F32 it is II_F32 or II_BF16, with real = II_F64 it is II_F64. A gradient of an
+ * - a->real is II_F32 or II_F64: the type of weights' gradients, norm parameters, biases,
+ *   statistics and of every accumulation. Each activation has its own type (x_dtype, y_dtype, ...):
+ *   with real = II_F32 it is II_F32 or II_BF16, with real = II_F64 it is II_F64. A gradient of an
  *   activation has the activation's type; the gradient of a parameter has type `real`.
- * - Forward kernels overwrite their outputs completely. Backward kernels compute the gradients whose
- *   pointers are not NULL; each such g<name> has a flag acc_<name>: false overwrites, true adds to
- *   what is there. What they read besides gy is said at each struct ("bwd reads").
+ * - Forward kernels overwrite their outputs completely. Backward kernels compute the gradients
+ *   whose pointers are not NULL; each such g<name> has a flag acc_<name>: false overwrites, true
+ *   adds to what is there. What they read besides gy is said at each struct ("bwd reads").
  * - Sizes may be zero: then nothing is read, and outputs of nonzero size (sums) become zero.
- * - Results are the same from run to run for a given k->threads; results for one image do not depend
- *   on the other images of the batch, except in batch_norm and in gradients of parameters.
+ * - Results are the same from run to run for a given k->threads. Results for one image do not
+ *   depend on the other images of the batch, except in batch_norm, in gradients of parameters, and
+ *   in the last bits of bf16 matrix products with sums of thousands of terms (linear, bmm), whose
+ *   order oneDNN chooses by all sizes of the product.
  * - Shape letters: N batch, H W height and width, C channels, G groups, D = C/G channels per group,
  *   K kernel points, Ho Wo output size. "rows" is any product of leading dimensions. */
 #ifndef II_KERNELS_H
@@ -26,7 +28,7 @@
 #include <stdint.h>
 #include "kernels/dtype.h"
 
-typedef enum { II_CPU = 0, II_CUDA, II_DEVICE_COUNT } ii_device;
+typedef enum { II_CPU = 0, II_CUDA } ii_device;
 
 /* What a kernel needs to know about where it runs. Owned by the autograd context. */
 typedef struct ii_kctx {
@@ -148,25 +150,26 @@ typedef struct {
 } ii_softmax_args;
 
 /* Deformable convolution v3 and v4 (InternImage eq. 2; DCNv4 eq. 1): for output (n,ho,wo), group g,
- * tap k = (i,j), i over kw OUTER, j over kh INNER, the centre (kw/2, kh/2) skipped and the gap closed
- * when remove_center:
+ * tap k = (i,j), i over kw OUTER, j over kh INNER, the centre (kw/2, kh/2) skipped and the gap
+ * closed when remove_center:
  *   cw = (dil_w*(kw-1))>>1, likewise ch;  s = offset_scale
  *   px = wo*stride_w - pad_w + cw - cw*s + (i*dil_w + dx)*s
  *   py = ho*stride_h - pad_h + ch - ch*s + (j*dil_h + dy)*s
- *   y[n,ho,wo,g,:] += m_k * bilinear(x[n,:,:,g,:], py, px), only if py > -1, px > -1, py < H, px < W
- *   (else the tap has no output and no gradient; NaN offsets therefore contribute nothing);
- *   corners outside the image count as 0.
+ *   y[n,ho,wo,g,:] += m_k * bilinear(x[n,:,:,g,:], py, px),
+ *   only if py > -1, px > -1, py < H, px < W (else the tap has no output and no gradient; NaN
+ *   offsets therefore contribute nothing); corners outside the image count as 0.
  * x[N,H,W,C], y[N,Ho,Wo,C] of x_dtype; channel = g*D + d.
- * Offsets and modulations are of type om_dtype, and are found by strides (in elements), which is all
- * that distinguishes v3 from v4. With row = (n*Ho + ho)*Wo + wo:
- *   dx = offset[row*offset_row + g*offset_group + 2k], dy the next;  m = mask[row*mask_row + g*mask_group + k]
+ * Offsets and modulations are of type om_dtype, and are found by strides (in elements), which is
+ * all that distinguishes v3 from v4. With row = (n*Ho + ho)*Wo + wo:
+ *   dx = offset[row*offset_row + g*offset_group + 2k], dy the next;
+ *   m = mask[row*mask_row + g*mask_group + k]
  *   v3: offset[rows,G,K,2], mask[rows,G,K].
  *   v4: one packed tensor [rows,P]: offset_row = mask_row = P, offset_group = mask_group = 3K,
  *       mask = offset + 2K elements; P >= 3KG, the tail is ignored.
  * softmax: mask holds logits, m = softmax over the K taps of a group, computed in type real; its
  *   gradient is with respect to the logits.
- * bwd reads x, offset, mask, gy. goffset and gmask use the strides of offset and mask and are written
- *   (or added to) at the taps' places only: the caller clears a padded tail. */
+ * bwd reads x, offset, mask, gy. goffset and gmask use the strides of offset and mask and are
+ *   written (or added to) at the taps' places only: the caller clears a padded tail. */
 typedef struct {
   ii_dtype real, x_dtype, om_dtype;
   int64_t N, H, W, C, G, Ho, Wo;
@@ -187,8 +190,8 @@ static inline int ii_dcn_taps(int kh, int kw, bool remove_center) {
 }
 
 /* Residual branch with layer scale and stochastic depth (per sample):
- *   y[N,rows,C] = x + keep[n] * gamma[c] * f;  gamma (real) and keep[N] (real, already divided by the
- *   keep probability) may be NULL and then count as 1.
+ *   y[N,rows,C] = x + keep[n] * gamma[c] * f;  gamma (real) and keep[N] (real, already divided by
+ *   the keep probability) may be NULL and then count as 1.
  * x and y have x_dtype, f has f_dtype.
  * bwd reads f (for ggamma), gamma, keep, gy (x_dtype): gf = keep*gamma*gy (f_dtype);
  *   ggamma = sums of keep*gy*f. The gradient of x is gy itself. */
@@ -313,8 +316,8 @@ typedef struct {
   bool accumulate;
 } ii_cast_args;
 
-/* y[r*y_stride + i] = x[r*x_stride + i] for r < rows, i < n (strides in elements): columns of a matrix
- * into columns of another; accumulate adds to y. Any type. */
+/* y[r*y_stride + i] = x[r*x_stride + i] for r < rows, i < n (strides in elements): columns of a
+ * matrix into columns of another; accumulate adds to y. Any type. */
 typedef struct {
   ii_dtype real, x_dtype;
   int64_t rows, n, x_stride, y_stride;
