@@ -13,8 +13,7 @@ ii_status ii_device_parse(const char *s, ii_device *out, ii_error *err) {
 
 ii_ctx *ii_ctx_open(const ii_ctx_options *o, ii_error *err) {
   if (o->device != II_CPU) {
-    ii_error_set(err, II_ERR_UNSUPPORTED,
-                 "this version has no CUDA engine yet: use --device cpu");
+    ii_error_set(err, II_ERR_UNSUPPORTED, "this version has no CUDA engine yet: use --device cpu");
     return NULL;
   }
   ii_ctx *c = calloc(1, sizeof *c);
@@ -40,7 +39,9 @@ ii_ctx *ii_ctx_open(const ii_ctx_options *o, ii_error *err) {
 
 /* ---- scopes ---- */
 
-ii_scope ii_scope_begin(ii_ctx *c) { return c->n_owned; }
+ii_scope ii_scope_begin(ii_ctx *c) {
+  return c->n_owned;
+}
 
 void ii_scope_end(ii_ctx *c, ii_scope s, ii_tensor *const *keep, int n) {
   int64_t kept = s;
@@ -49,8 +50,10 @@ void ii_scope_end(ii_ctx *c, ii_scope s, ii_tensor *const *keep, int n) {
     ii_block *b = c->owned[i];
     bool stays = false;
     for (int k = 0; k < n; k++) stays |= keep[k] && keep[k]->mem == b;
-    if (stays) c->owned[kept++] = b;
-    else ii_block_release(b);
+    if (stays)
+      c->owned[kept++] = b;
+    else
+      ii_block_release(b);
   }
   c->n_owned = kept;
 }
@@ -82,7 +85,9 @@ static const char *const kernel_names[] = {
 
 _Static_assert(II_KERNEL_COUNT <= 64, "ii_profile has 64 entries");
 
-const char *ii_profile_name(int i) { return i < II_KERNEL_COUNT ? kernel_names[i] : NULL; }
+const char *ii_profile_name(int i) {
+  return i < II_KERNEL_COUNT ? kernel_names[i] : NULL;
+}
 
 void ii_kernel_end(ii_ctx *c, int kernel, double t0, int status) {
   if (status)

@@ -1,5 +1,5 @@
-/* The context: one device, its memory, the tape, the random position, and the sticky error. All state
- * of a training process hangs on it; it is passed to every op and owned by one thread.
+/* The context: one device, its memory, the tape, the random position, and the sticky error. All
+ * state of a training process hangs on it; it is passed to every op and owned by one thread.
  *
  * Sticky error: the first op that fails records its sentence in ctx->err; every later op returns
  * tensors of the right shape and does nothing, so layer code needs no checks. The trainer looks at
@@ -18,7 +18,7 @@ typedef struct ii_ctx {
   ii_kctx k;
   ii_error err;
   ii_pool pool;
-  ii_dtype real;    /* type of parameters, statistics, losses: II_F32, or II_F64 for reference runs */
+  ii_dtype real; /* type of parameters, statistics, losses: II_F32, or II_F64 for reference runs */
   ii_dtype compute; /* type that matmul, convolution and DCN run in: real, or II_BF16 under mixed
                        precision; the residual stream, norms and losses stay in `real` */
   bool plan;        /* allocate, do not compute */
@@ -38,7 +38,7 @@ typedef struct ii_ctx {
   struct ii_arena *arena;
   ii_block **owned; /* stack of the blocks that scopes own */
   int64_t n_owned, cap_owned;
-  ii_tensor *tensors; /* all tensors since the last reset that may hold a gradient */
+  ii_tensor *tensors;         /* all tensors since the last reset that may hold a gradient */
   struct ii_profile *profile; /* NULL: off */
 } ii_ctx;
 
@@ -55,7 +55,9 @@ typedef struct {
 ii_ctx *ii_ctx_open(const ii_ctx_options *o, ii_error *err);
 void ii_ctx_close(ii_ctx *c);
 
-static inline bool ii_ok(const ii_ctx *c) { return c->err.status == II_OK; }
+static inline bool ii_ok(const ii_ctx *c) {
+  return c->err.status == II_OK;
+}
 
 /* Parses "cpu" or "cuda". Returns II_ERR_ARG for anything else. */
 ii_status ii_device_parse(const char *s, ii_device *out, ii_error *err);
@@ -71,7 +73,7 @@ void ii_scope_end(ii_ctx *c, ii_scope s, ii_tensor *const *keep, int n);
 /* The usual form: ends the scope and returns its one result. */
 ii_tensor *ii_scope_return(ii_ctx *c, ii_scope s, ii_tensor *result);
 
-/* ---- Profile ---------------------------------------------------------------------------------- */
+/* ---- Profile --------------------------------------------------------------------------------- */
 typedef struct ii_profile {
   double seconds[64];
   int64_t calls[64];

@@ -35,14 +35,22 @@ void ii_error_clear(ii_error *err) {
 
 const char *ii_status_name(ii_status status) {
   switch (status) {
-  case II_OK: return "ok";
-  case II_ERR_ARG: return "bad argument";
-  case II_ERR_IO: return "I/O error";
-  case II_ERR_FORMAT: return "bad file";
-  case II_ERR_MEMORY: return "out of memory";
-  case II_ERR_DEVICE: return "device error";
-  case II_ERR_UNSUPPORTED: return "not supported";
-  case II_ERR_INTERRUPTED: return "interrupted";
+  case II_OK:
+    return "ok";
+  case II_ERR_ARG:
+    return "bad argument";
+  case II_ERR_IO:
+    return "I/O error";
+  case II_ERR_FORMAT:
+    return "bad file";
+  case II_ERR_MEMORY:
+    return "out of memory";
+  case II_ERR_DEVICE:
+    return "device error";
+  case II_ERR_UNSUPPORTED:
+    return "not supported";
+  case II_ERR_INTERRUPTED:
+    return "interrupted";
   }
   return "unknown";
 }

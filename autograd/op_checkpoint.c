@@ -1,5 +1,5 @@
-/* Activation checkpointing: one tape node that keeps its input and the random position, and runs its
- * function again in backward. */
+/* Activation checkpointing: one tape node that keeps its input and the random position, and runs
+ * its function again in backward. */
 #include "autograd/op_common.h"
 #include "autograd/tensor_priv.h"
 

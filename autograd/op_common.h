@@ -5,15 +5,11 @@
 #include "autograd/ops.h"
 #include "autograd/tape.h"
 
-#define S_IN(i)   (1u << (i))
-#define S_OUT(i)  (1u << (8 + (i)))
-#define S_STAT    (1u << 16)
-#define T_F32     (1u << II_F32)
-#define T_F64     (1u << II_F64)
-#define T_BF16    (1u << II_BF16)
-#define T_ALL     (T_F32 | T_F64 | T_BF16)
+#define S_IN(i)  (1u << (i))
+#define S_OUT(i) (1u << (8 + (i)))
+#define S_STAT   (1u << 16)
 
-#define II_OP(name, saves, dtypes) void ii_backward_##name(ii_ctx *c, ii_node *n);
+#define II_OP(name, saves) void ii_backward_##name(ii_ctx *c, ii_node *n);
 #include "autograd/ops.def"
 #undef II_OP
 

@@ -116,7 +116,8 @@ void ii_backward_pixel_shuffle(ii_ctx *c, ii_node *n) {
 
 static ii_pool2d_args pool_args(ii_ctx *c, ii_tensor *x, int k, int stride, int pad) {
   want_image(x);
-  II_ASSERT(k > 0 && stride > 0 && 2 * pad <= k, "window %d, stride %d, padding %d", k, stride, pad);
+  II_ASSERT(k > 0 && stride > 0 && 2 * pad <= k, "window %d, stride %d, padding %d", k, stride,
+            pad);
   ii_pool2d_args a = {.real = c->real,
                       .x_dtype = x->dtype,
                       .N = x->shape[0],

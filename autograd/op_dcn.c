@@ -111,10 +111,8 @@ void ii_backward_dcnv4(ii_ctx *c, ii_node *n) {
     a.gmask = (char *)a.goffset + (size_t)(2 * taps) * ii_dtype_size(a.om_dtype);
     bool padded = ii_last(om) > a.G * taps * 3;
     if (padded && !a.acc_goffset)
-      ii_run_fill(c, &(ii_fill_args){.real = c->real,
-                                     .y_dtype = om->dtype,
-                                     .n = ii_numel(om),
-                                     .y = a.goffset});
+      ii_run_fill(c, &(ii_fill_args){
+                         .real = c->real, .y_dtype = om->dtype, .n = ii_numel(om), .y = a.goffset});
   }
   ii_run_dcn_bwd(c, &a);
 }

@@ -1,12 +1,12 @@
 /* The ops: each runs its kernel now and records itself on the tape (when the context records and an
- * input needs a gradient). Results belong to the innermost scope. Shapes are checked: a mismatch is a
- * programmer error (II_ASSERT). After an error in the context every op returns a tensor of the right
- * shape and does nothing.
+ * input needs a gradient). Results belong to the innermost scope. Shapes are checked: a mismatch is
+ * a programmer error (II_ASSERT). After an error in the context every op returns a tensor of the
+ * right shape and does nothing.
  *
  * Types: `real` is the context's real type, `compute` its compute type (ctx.h). linear, conv2d,
  * dwconv2d, bmm and DCN convert their activations to `compute` by themselves and give results of
- * that type, as the official autocast does; weights are read through their bf16 copies then. Formulas
- * and layouts are those of the argument structs in kernels/kernels.h. */
+ * that type, as the official autocast does; weights are read through their bf16 copies then.
+ * Formulas and layouts are those of the argument structs in kernels/kernels.h. */
 #ifndef II_OPS_H
 #define II_OPS_H
 #include "autograd/ctx.h"
@@ -24,8 +24,8 @@ ii_tensor *ii_dwconv2d(ii_ctx *c, ii_tensor *x, ii_tensor *w, ii_tensor *b);
 ii_tensor *ii_layer_norm(ii_ctx *c, ii_tensor *x, ii_tensor *gamma, ii_tensor *beta, double eps,
                          ii_act act, ii_dtype out);
 
-/* Over all dimensions but the last. In training mode (ctx) batch statistics are used and the running
- * ones [C] are updated in place with `momentum`. The result has type real. */
+/* Over all dimensions but the last. In training mode (ctx) batch statistics are used and the
+ * running ones [C] are updated in place with `momentum`. The result has type real. */
 ii_tensor *ii_batch_norm(ii_ctx *c, ii_tensor *x, ii_tensor *gamma, ii_tensor *beta,
                          ii_tensor *running_mean, ii_tensor *running_var, double eps,
                          double momentum);

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-void ii_params_init(ii_params *p, ii_ctx *c) { *p = (ii_params){.ctx = c}; }
+void ii_params_init(ii_params *p, ii_ctx *c) {
+  *p = (ii_params){.ctx = c};
+}
 
 void ii_params_destroy(ii_params *p) {
   if (p->ctx) ii_tape_reset(p->ctx); /* a tape that was never walked back holds parameters */

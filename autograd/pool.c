@@ -20,7 +20,9 @@ typedef struct ii_chunk {
   size_t size;
 } ii_chunk;
 
-static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+static size_t round_up(size_t n, size_t to) {
+  return (n + to - 1) / to * to;
+}
 
 void ii_pool_init(ii_pool *p, bool plan) {
   memset(p, 0, sizeof *p);
@@ -35,16 +37,20 @@ static void free_list_add(ii_pool *p, ii_block *b) {
 }
 
 static void free_list_remove(ii_pool *p, ii_block *b) {
-  if (b->free_prev) b->free_prev->free_next = b->free_next;
-  else p->free_list = b->free_next;
+  if (b->free_prev)
+    b->free_prev->free_next = b->free_next;
+  else
+    p->free_list = b->free_next;
   if (b->free_next) b->free_next->free_prev = b->free_prev;
   b->free_prev = b->free_next = NULL;
 }
 
 static ii_block *block_struct(ii_pool *p) {
   ii_block *b = p->spare;
-  if (b) p->spare = b->free_next;
-  else b = malloc(sizeof *b);
+  if (b)
+    p->spare = b->free_next;
+  else
+    b = malloc(sizeof *b);
   if (b) *b = (ii_block){.pool = p};
   return b;
 }
@@ -64,8 +70,10 @@ static ii_block *add_chunk(ii_pool *p, size_t bytes, ii_error *err) {
   void *memory = NULL;
   if (c && b && !too_much && !p->plan) {
     memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) too_much = true;
-    else madvise(memory, size, MADV_HUGEPAGE); /* only a hint: its result does not matter */
+    if (memory == MAP_FAILED)
+      too_much = true;
+    else
+      madvise(memory, size, MADV_HUGEPAGE); /* only a hint: its result does not matter */
   }
   if (!c || !b || too_much) {
     free(c);
@@ -199,7 +207,7 @@ void ii_pool_reset_peak(ii_pool *p) {
 
 const char *ii_mem_class_name(ii_mem_class use) {
   static const char *const names[II_MEM_CLASSES] = {
-      "parameters",  "gradients",            "optimizer", "ema",
-      "activations", "activation_gradients", "input"};
+      "parameters",           "gradients", "optimizer", "ema", "activations",
+      "activation_gradients", "input"};
   return names[use];
 }

@@ -2,9 +2,9 @@
  *
  * After the first training step every request is served from chunks that are already there, so a
  * warmed-up step asks the system for nothing. Blocks are reference-counted; only tape, scope and
- * parameter code retains and releases them. In plan mode the same pool runs without memory behind it
- * and so gives the exact peak of a step that was never executed. Not thread-safe: one per thread of
- * control. */
+ * parameter code retains and releases them. In plan mode the same pool runs without memory behind
+ * it and so gives the exact peak of a step that was never executed. Not thread-safe: one per thread
+ * of control. */
 #ifndef II_POOL_H
 #define II_POOL_H
 #include "autograd/error.h"
@@ -13,8 +13,8 @@
 /* What memory is used for, for reports. */
 typedef enum {
   II_MEM_PARAMETERS,
-  II_MEM_GRADIENTS,   /* of parameters */
-  II_MEM_OPTIMIZER,   /* moments */
+  II_MEM_GRADIENTS, /* of parameters */
+  II_MEM_OPTIMIZER, /* moments */
   II_MEM_EMA,
   II_MEM_ACTIVATIONS,
   II_MEM_ACTIVATION_GRADIENTS,
@@ -27,8 +27,8 @@ typedef struct ii_block {
   size_t size; /* rounded up to II_POOL_ALIGN */
   int refs;    /* 0: free */
   ii_mem_class use;
-  uintptr_t address; /* position in an imagined address space, the same in every run */
-  struct ii_block *prev, *next;           /* neighbours in the chunk */
+  uintptr_t address;            /* position in an imagined address space, the same in every run */
+  struct ii_block *prev, *next; /* neighbours in the chunk */
   struct ii_block *free_prev, *free_next; /* list of free blocks */
   struct ii_pool *pool;
 } ii_block;
@@ -42,7 +42,7 @@ typedef struct ii_pool {
   int64_t reserved;            /* bytes of all chunks */
   int64_t live, peak;          /* bytes in blocks that are in use */
   int64_t live_by_class[II_MEM_CLASSES], peak_by_class[II_MEM_CLASSES]; /* the latter at `peak` */
-  int64_t limit;               /* refuse to reserve more than this; 0: no limit */
+  int64_t limit; /* refuse to reserve more than this; 0: no limit */
 } ii_pool;
 
 /* plan: no memory behind the blocks (data stays NULL). */
@@ -51,8 +51,9 @@ void ii_pool_init(ii_pool *p, bool plan);
 /* Gives all chunks back to the system. Every block becomes invalid. */
 void ii_pool_destroy(ii_pool *p);
 
-/* A block of at least `bytes` (zero gives a valid block), refs = 1, contents undefined. NULL with *err
- * set (II_ERR_MEMORY, saying how much was asked for and how much is in use) when there is none. */
+/* A block of at least `bytes` (zero gives a valid block), refs = 1, contents undefined. NULL with
+ * *err set (II_ERR_MEMORY, saying how much was asked for and how much is in use) when there is
+ * none. */
 ii_block *ii_pool_alloc(ii_pool *p, size_t bytes, ii_mem_class use, ii_error *err);
 
 void ii_block_retain(ii_block *b);

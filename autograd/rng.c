@@ -48,7 +48,9 @@ double ii_rng_uniform(ii_rng *r) {
   return (double)(hi << 26 | lo) * 0x1p-53;
 }
 
-double ii_rng_range(ii_rng *r, double lo, double hi) { return lo + (hi - lo) * ii_rng_uniform(r); }
+double ii_rng_range(ii_rng *r, double lo, double hi) {
+  return lo + (hi - lo) * ii_rng_uniform(r);
+}
 
 double ii_rng_normal(ii_rng *r) {
   double u = 1.0 - ii_rng_uniform(r), v = ii_rng_uniform(r); /* u in (0, 1] */

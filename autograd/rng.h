@@ -1,4 +1,5 @@
-/* Random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+/* Random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
+ * 1, 2, 3").
  *
  * Counter-based: number i of the stream (key, counter) is a pure function of both, so results do
  * not depend on the number of threads, on the order of evaluation, or on a restart. Nothing here
@@ -32,11 +33,11 @@ void ii_philox4x32(const uint32_t key[2], const uint32_t ctr[4], uint32_t out[4]
  * so nearby seeds and indices give unrelated streams. */
 ii_rng ii_rng_make(uint64_t seed, ii_rng_purpose purpose, uint64_t a, uint64_t b);
 
-uint32_t ii_rng_u32(ii_rng *r);                  /* 32 uniform bits */
-double ii_rng_uniform(ii_rng *r);                /* [0, 1), 53 bits */
+uint32_t ii_rng_u32(ii_rng *r);                       /* 32 uniform bits */
+double ii_rng_uniform(ii_rng *r);                     /* [0, 1), 53 bits */
 double ii_rng_range(ii_rng *r, double lo, double hi); /* [lo, hi) */
-double ii_rng_normal(ii_rng *r);                 /* N(0, 1), Box-Muller; uses one pair a call */
-uint64_t ii_rng_below(ii_rng *r, uint64_t n);    /* [0, n), n > 0, unbiased (rejection) */
+double ii_rng_normal(ii_rng *r);                   /* N(0, 1), Box-Muller; uses one pair a call */
+uint64_t ii_rng_below(ii_rng *r, uint64_t n);      /* [0, n), n > 0, unbiased (rejection) */
 double ii_rng_beta(ii_rng *r, double a, double b); /* Beta(a, b), a, b > 0, from two gammas */
 
 /* Fills perm[0..n) with a uniformly random permutation (Fisher-Yates). */

@@ -7,7 +7,7 @@
 #include <string.h>
 
 const ii_op_info ii_op_table[II_OP_COUNT] = {
-#define II_OP(op, save, dtype) {#op, save, dtype, ii_backward_##op},
+#define II_OP(op, save) {#op, save, ii_backward_##op},
 #include "autograd/ops.def"
 #undef II_OP
 };
@@ -112,8 +112,10 @@ void ii_grad_pass(ii_ctx *c, ii_tensor *x, ii_tensor *g) {
   if (x->persistent || x->grad) {
     bool acc;
     void *to = ii_grad_target(c, x, &acc);
-    if (acc) add_into(c, x->grad, g);
-    else if (to) memcpy(to, ii_data(g), (size_t)ii_numel(x) * ii_dtype_size(x->dtype));
+    if (acc)
+      add_into(c, x->grad, g);
+    else if (to)
+      memcpy(to, ii_data(g), (size_t)ii_numel(x) * ii_dtype_size(x->dtype));
     return;
   }
   x->grad = grad_shell(c, x);

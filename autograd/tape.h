@@ -4,7 +4,7 @@
 #include "autograd/ctx.h"
 
 typedef enum {
-#define II_OP(name, saves, dtypes) II_OP_##name,
+#define II_OP(name, saves) II_OP_##name,
 #include "autograd/ops.def"
 #undef II_OP
   II_OP_COUNT
@@ -27,7 +27,7 @@ typedef struct ii_node {
 /* One row of ops.def. */
 typedef struct {
   const char *name;
-  uint32_t saves, dtypes;
+  uint32_t saves;
   void (*backward)(ii_ctx *c, ii_node *n);
 } ii_op_info;
 extern const ii_op_info ii_op_table[II_OP_COUNT];
@@ -37,17 +37,17 @@ extern const ii_op_info ii_op_table[II_OP_COUNT];
 ii_node *ii_tape_record(ii_ctx *c, ii_op op, ii_tensor *out, ii_tensor *const *in, int n_in,
                         ii_tensor *const *stat, int n_stat, const void *args, size_t size);
 
-/* For op code, in backward: where to write the gradient of x, or NULL when x needs none. *acc is set
- * to whether the kernel must add to what is there. */
+/* For op code, in backward: where to write the gradient of x, or NULL when x needs none. *acc is
+ * set to whether the kernel must add to what is there. */
 void *ii_grad_target(ii_ctx *c, ii_tensor *x, bool *acc);
 
-/* For op code, in backward: the gradient of x is g itself (same number of elements and type); shares
- * g's memory when x has no gradient yet, adds otherwise. */
+/* For op code, in backward: the gradient of x is g itself (same number of elements and type);
+ * shares g's memory when x has no gradient yet, adds otherwise. */
 void ii_grad_pass(ii_ctx *c, ii_tensor *x, ii_tensor *g);
 
-/* Runs the tape backwards from loss (one element), d(loss)/d(loss) = scale, and empties it. Gradients
- * of parameters accumulate (see param.h); gradients of other leaves that need one stay readable in
- * their ->grad until ii_tape_reset. */
+/* Runs the tape backwards from loss (one element), d(loss)/d(loss) = scale, and empties it.
+ * Gradients of parameters accumulate (see param.h); gradients of other leaves that need one stay
+ * readable in their ->grad until ii_tape_reset. */
 void ii_backward(ii_ctx *c, ii_tensor *loss, double scale);
 
 /* Ends a step: drops the tape, all op results and their gradients. The error stays. */

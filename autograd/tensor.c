@@ -98,8 +98,10 @@ void ii_tensor_free(ii_tensor *t) {
 
 void ii_tensor_read(ii_ctx *c, const ii_tensor *t, void *host) {
   size_t bytes = (size_t)ii_numel(t) * ii_dtype_size(t->dtype);
-  if (c->plan || !t->mem || !t->mem->data) memset(host, 0, bytes);
-  else memcpy(host, t->mem->data, bytes);
+  if (c->plan || !t->mem || !t->mem->data)
+    memset(host, 0, bytes);
+  else
+    memcpy(host, t->mem->data, bytes);
 }
 
 void ii_tensor_write(ii_ctx *c, ii_tensor *t, const void *host) {
@@ -111,11 +113,16 @@ void ii_tensor_read_f64(ii_ctx *c, const ii_tensor *t, double *host) {
   int64_t n = ii_numel(t);
   const void *p = ii_data(t);
   for (int64_t i = 0; i < n; i++) {
-    if (c->plan || !p) host[i] = 0;
-    else if (t->dtype == II_F32) host[i] = ((const float *)p)[i];
-    else if (t->dtype == II_F64) host[i] = ((const double *)p)[i];
-    else if (t->dtype == II_BF16) host[i] = ii_bf16_to_f32(((const uint16_t *)p)[i]);
-    else host[i] = ((const int32_t *)p)[i];
+    if (c->plan || !p)
+      host[i] = 0;
+    else if (t->dtype == II_F32)
+      host[i] = ((const float *)p)[i];
+    else if (t->dtype == II_F64)
+      host[i] = ((const double *)p)[i];
+    else if (t->dtype == II_BF16)
+      host[i] = ii_bf16_to_f32(((const uint16_t *)p)[i]);
+    else
+      host[i] = ((const int32_t *)p)[i];
   }
 }
 
@@ -124,9 +131,13 @@ void ii_tensor_write_f64(ii_ctx *c, ii_tensor *t, const double *host) {
   void *p = ii_data(t);
   if (c->plan || !p) return;
   for (int64_t i = 0; i < n; i++) {
-    if (t->dtype == II_F32) ((float *)p)[i] = (float)host[i];
-    else if (t->dtype == II_F64) ((double *)p)[i] = host[i];
-    else if (t->dtype == II_BF16) ((uint16_t *)p)[i] = ii_f32_to_bf16((float)host[i]);
-    else ((int32_t *)p)[i] = (int32_t)host[i];
+    if (t->dtype == II_F32)
+      ((float *)p)[i] = (float)host[i];
+    else if (t->dtype == II_F64)
+      ((double *)p)[i] = host[i];
+    else if (t->dtype == II_BF16)
+      ((uint16_t *)p)[i] = ii_f32_to_bf16((float)host[i]);
+    else
+      ((int32_t *)p)[i] = (int32_t)host[i];
   }
 }

@@ -16,8 +16,8 @@ typedef struct ii_tensor {
   int ndim;
   int64_t shape[II_MAX_DIMS];
   bool needs_grad;
-  bool persistent;  /* a parameter or buffer: lives until its owner frees it */
-  bool grad_valid;  /* persistent tensors: grad holds something; false means "as if zero" */
+  bool persistent;        /* a parameter or buffer: lives until its owner frees it */
+  bool grad_valid;        /* persistent tensors: grad holds something; false means "as if zero" */
   struct ii_tensor *grad; /* same shape and type (parameters: type real); NULL: none yet */
   struct ii_tensor *low;  /* parameters under mixed precision: the bf16 copy that compute reads */
   struct ii_tensor *next; /* list in the context */
@@ -25,7 +25,9 @@ typedef struct ii_tensor {
 
 struct ii_ctx;
 
-static inline void *ii_data(const ii_tensor *t) { return t && t->mem ? t->mem->data : NULL; }
+static inline void *ii_data(const ii_tensor *t) {
+  return t && t->mem ? t->mem->data : NULL;
+}
 
 static inline int64_t ii_numel(const ii_tensor *t) {
   int64_t n = 1;
@@ -40,18 +42,20 @@ static inline int64_t ii_rows(const ii_tensor *t) {
   return n;
 }
 
-static inline int64_t ii_last(const ii_tensor *t) { return t->shape[t->ndim - 1]; }
+static inline int64_t ii_last(const ii_tensor *t) {
+  return t->shape[t->ndim - 1];
+}
 
 /* A new tensor with undefined contents, owned by the innermost scope. */
 ii_tensor *ii_tensor_new(struct ii_ctx *c, ii_dtype dtype, int ndim, const int64_t *shape);
 
-/* The same, filled from host memory of the same type (copied before return). use: what the memory is
- * counted as, II_MEM_INPUT for data. */
+/* The same, filled from host memory of the same type (copied before return). use: what the memory
+ * is counted as, II_MEM_INPUT for data. */
 ii_tensor *ii_tensor_from_host(struct ii_ctx *c, ii_dtype dtype, int ndim, const int64_t *shape,
                                const void *host);
 
-/* A tensor that outlives tape resets, zero-filled; freed with ii_tensor_free. NULL with the context's
- * sticky error when memory is exhausted. */
+/* A tensor that outlives tape resets, zero-filled; freed with ii_tensor_free. NULL with the
+ * context's sticky error when memory is exhausted. */
 ii_tensor *ii_tensor_persistent(struct ii_ctx *c, ii_dtype dtype, int ndim, const int64_t *shape,
                                 ii_mem_class use);
 void ii_tensor_free(ii_tensor *t); /* persistent tensors only; NULL is allowed */

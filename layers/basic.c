@@ -3,13 +3,17 @@
 #include <math.h>
 #include <stdlib.h>
 
-ii_init ii_init_trunc_normal(void) { return (ii_init){II_INIT_TRUNC_NORMAL, 0.02}; }
+ii_init ii_init_trunc_normal(void) {
+  return (ii_init){II_INIT_TRUNC_NORMAL, 0.02};
+}
 
 ii_init ii_init_xavier(int64_t in, int64_t out) {
   return (ii_init){II_INIT_UNIFORM, sqrt(6.0 / (double)(in + out))};
 }
 
-static ii_init constant(double v) { return (ii_init){II_INIT_CONSTANT, v}; }
+static ii_init constant(double v) {
+  return (ii_init){II_INIT_CONSTANT, v};
+}
 
 static ii_init torch_default(int64_t fan_in) {
   return (ii_init){II_INIT_UNIFORM, 1.0 / sqrt((double)fan_in)};
@@ -29,9 +33,8 @@ ii_tensor *ii_linear_forward(ii_ctx *c, const ii_linear_layer *l, ii_tensor *x) 
 ii_conv_layer ii_conv_build(const ii_builder *b, int64_t in, int64_t out, int k, int stride,
                             int pad, bool bias) {
   ii_init init = torch_default(in * k * k);
-  ii_conv_layer l = {.weight = ii_build(b, "weight", init, out, in, k, k),
-                     .stride = stride,
-                     .pad = pad};
+  ii_conv_layer l = {
+      .weight = ii_build(b, "weight", init, out, in, k, k), .stride = stride, .pad = pad};
   if (bias) l.bias = ii_build(b, "bias", init, out, 0, 0, 0);
   return l;
 }

@@ -1,4 +1,5 @@
-/* The small layers: parameters and forward, nothing else. `b` is a builder at the layer's own prefix. */
+/* The small layers: parameters and forward, nothing else. `b` is a builder at the layer's own
+ * prefix. */
 #ifndef II_BASIC_H
 #define II_BASIC_H
 #include "autograd/ops.h"
@@ -13,7 +14,8 @@ ii_linear_layer ii_linear_build(const ii_builder *b, int64_t in, int64_t out, bo
                                 ii_init init);
 ii_tensor *ii_linear_forward(ii_ctx *c, const ii_linear_layer *l, ii_tensor *x);
 
-/* The initialisations that recur: timm's trunc_normal(std 0.02) and Xavier uniform, sqrt(6/(in+out)). */
+/* The initialisations that recur: timm's trunc_normal(std 0.02) and Xavier uniform,
+ * sqrt(6/(in+out)). */
 ii_init ii_init_trunc_normal(void);
 ii_init ii_init_xavier(int64_t in, int64_t out);
 

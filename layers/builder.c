@@ -57,8 +57,10 @@ ii_tensor *ii_build_buffer(const ii_builder *b, const char *name, int64_t n, dou
 static double draw(const ii_init *init, ii_rng *r) {
   double x;
   switch (init->kind) {
-  case II_INIT_CONSTANT: return init->value;
-  case II_INIT_UNIFORM: return ii_rng_range(r, -init->value, init->value);
+  case II_INIT_CONSTANT:
+    return init->value;
+  case II_INIT_UNIFORM:
+    return ii_rng_range(r, -init->value, init->value);
   case II_INIT_TRUNC_NORMAL:
     do x = init->value * ii_rng_normal(r);
     while (fabs(x) > 2);

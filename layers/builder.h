@@ -37,8 +37,8 @@ ii_tensor *ii_build(const ii_builder *b, const char *name, ii_init init, int64_t
 /* Adds a one-dimensional buffer, or a scalar one when n is 0. */
 ii_tensor *ii_build_buffer(const ii_builder *b, const char *name, int64_t n, double value);
 
-/* Gives every parameter and buffer its initial value. Each is drawn from the stream (seed, hash of its
- * name), so the result does not depend on the order of construction. */
+/* Gives every parameter and buffer its initial value. Each is drawn from the stream (seed, hash of
+ * its name), so the result does not depend on the order of construction. */
 void ii_init_apply(ii_params *p, const ii_init_list *inits, uint64_t seed);
 
 #endif

@@ -28,13 +28,13 @@ ii_dcnv3_layer ii_dcnv3_build(const ii_builder *b, const ii_dcn_options *o);
 /* u[N,H,W,C] -> [N,H,W,C] of the compute type. */
 ii_tensor *ii_dcnv3_forward(ii_ctx *c, const ii_dcnv3_layer *l, ii_tensor *u);
 
-/* DCNv4 (official DCNv4 module): v = value_proj(u); the packed offsets and (unnormalised) modulations
- * are linear in u, or in a plain depthwise convolution of it; with center_feature_scale the scale is
- * computed from the core's OUTPUT; output_proj. without_pointwise: no projections. */
+/* DCNv4 (official DCNv4 module): v = value_proj(u); the packed offsets and (unnormalised)
+ * modulations are linear in u, or in a plain depthwise convolution of it; with center_feature_scale
+ * the scale is computed from the core's OUTPUT; output_proj. without_pointwise: no projections. */
 typedef struct {
   ii_dcn_geometry geometry;
   ii_tensor *center_weight, *center_bias;
-  ii_dwconv_layer dw; /* weight NULL: none */
+  ii_dwconv_layer dw;                                   /* weight NULL: none */
   ii_linear_layer offset_mask, value_proj, output_proj; /* projections' weight NULL: none */
 } ii_dcnv4_layer;
 ii_dcnv4_layer ii_dcnv4_build(const ii_builder *b, const ii_dcn_options *o);

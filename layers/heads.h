@@ -17,7 +17,7 @@ ii_attention_pool_layer ii_attention_pool_build(const ii_builder *b, int64_t cha
 ii_tensor *ii_attention_pool_forward(ii_ctx *c, const ii_attention_pool_layer *l,
                                      ii_tensor *tokens);
 
-/* Metadata encoder: Linear(in -> 64), ReLU, LN, then x + LN(ReLU(W2 LN(ReLU(W1 x)))), LN eps 1e-5. */
+/* Metadata encoder: Linear(in -> 64), ReLU, LN, then x + LN(ReLU(W2 LN(ReLU(W1 x)))), eps 1e-5. */
 typedef struct {
   ii_linear_layer in, w1, w2;
   ii_norm_layer norm, norm1, norm2;

@@ -59,14 +59,14 @@ static bool has_stage_norm(const ii_model_config *cfg) {
 }
 
 /* Element i of torch.linspace(0, end, total) in float32, bit for bit as torch's kernel for 8-lane
- * vectors computes it: the second half is counted from the end with a fused multiply-add, and in the
- * part that whole pairs of vectors cover, the lanes of a vector step on from its first element. The
- * casts keep the compiler from fusing what torch rounds twice. */
+ * vectors computes it: the second half is counted from the end with a fused multiply-add, and in
+ * the part that whole pairs of vectors cover, the lanes of a vector step on from its first element.
+ * The casts keep the compiler from fusing what torch rounds twice. */
 static float linspace(float end, int total, int i) {
   const float step = end / (float)(total - 1);
   const int lane = i < total / 16 * 16 ? i % 8 : 0, base = i - lane;
-  const float first = base < total / 2 ? (float)((double)step * base)
-                                       : fmaf(-step, (float)(total - 1 - base), end);
+  const float first =
+      base < total / 2 ? (float)((double)step * base) : fmaf(-step, (float)(total - 1 - base), end);
   const float offset = (float)((double)step * lane);
   return (float)((double)first + (double)offset);
 }
@@ -116,7 +116,8 @@ static void build_block(ii_model *m, const ii_builder *b, block_layer *l, int st
   l->norm2 = ii_norm_build(&norm2, C, NORM_EPS);
   l->mlp = ii_mlp_build(&mlp, C, (int64_t)((double)C * cfg->mlp_ratio), v3 || cfg->mlp_fc2_bias);
   if (cfg->res_post_norm) {
-    ii_builder r1 = ii_builder_sub(b, "res_post_norm1.0"), r2 = ii_builder_sub(b, "res_post_norm2.0");
+    ii_builder r1 = ii_builder_sub(b, "res_post_norm1.0"),
+               r2 = ii_builder_sub(b, "res_post_norm2.0");
     l->res_norm1 = ii_norm_build(&r1, C, NORM_EPS);
     l->res_norm2 = ii_norm_build(&r2, C, NORM_EPS);
   }
@@ -190,7 +191,8 @@ static void build_head(ii_model *m) {
     m->fc_norm = ii_norm_build(&norm, cfg->clip_out, NORM_EPS);
     features = cfg->clip_out;
   } else {
-    ii_builder conv = ii_builder_sub(&root, "conv_head.0"), bn = ii_builder_sub(&root, "conv_head.1.0");
+    ii_builder conv = ii_builder_sub(&root, "conv_head.0"),
+               bn = ii_builder_sub(&root, "conv_head.1.0");
     features = (int64_t)((double)C4 * cfg->cls_scale);
     m->head_conv = ii_conv_build(&conv, C4, features, 1, 1, 0, false);
     m->head_norm = ii_batch_norm_build(&bn, features);
@@ -228,9 +230,15 @@ void ii_model_destroy(ii_model *m) {
   free(m);
 }
 
-ii_params *ii_model_params(ii_model *m) { return &m->params; }
-const ii_model_config *ii_model_get_config(const ii_model *m) { return &m->cfg; }
-void ii_model_init(ii_model *m, uint64_t seed) { ii_init_apply(&m->params, &m->inits, seed); }
+ii_params *ii_model_params(ii_model *m) {
+  return &m->params;
+}
+const ii_model_config *ii_model_get_config(const ii_model *m) {
+  return &m->cfg;
+}
+void ii_model_init(ii_model *m, uint64_t seed) {
+  ii_init_apply(&m->params, &m->inits, seed);
+}
 
 void ii_model_set_keep(ii_model *m, ii_keep_fn fn, void *user) {
   m->keep = fn;
@@ -340,8 +348,8 @@ ii_tensor *ii_model_forward(ii_model *m, ii_tensor *images, ii_tensor *meta, ii_
       x = ii_norm_forward(c, &m->stages[s].down_norm, x, II_ACT_NONE, c->real);
     }
   }
-  taps->features = m->cfg.use_clip_projector ? clip_forward(m, taps->stage[2], x)
-                                             : conv_head_forward(m, x);
+  taps->features =
+      m->cfg.use_clip_projector ? clip_forward(m, taps->stage[2], x) : conv_head_forward(m, x);
   ii_tensor *logits = ii_linear_forward(c, &m->head, taps->features);
   return meta ? ii_add(c, logits, meta_forward(m, meta)) : logits;
 }

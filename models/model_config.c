@@ -53,7 +53,8 @@ ii_status ii_model_config_check(const ii_model_config *cfg, ii_error *err) {
     return ii_error_set(err, II_ERR_ARG, "model.kernel_size is %d: it must be odd",
                         cfg->kernel_size);
   if (cfg->dw_kernel_size < 0 || (cfg->dw_kernel_size && cfg->dw_kernel_size % 2 == 0))
-    return ii_error_set(err, II_ERR_ARG, "model.dw_kernel_size is %d: it must be odd, or 0 for none",
+    return ii_error_set(err, II_ERR_ARG,
+                        "model.dw_kernel_size is %d: it must be odd, or 0 for none",
                         cfg->dw_kernel_size);
   if (cfg->core_op == II_DCNV4 && cfg->remove_center)
     return ii_error_set(err, II_ERR_ARG,

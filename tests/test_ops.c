@@ -8,7 +8,7 @@
  * values     fp64 against plain loops (op_reference.c).
  * guards     the same run on guarded buffers, see op_guard.h.
  * types      f32, bf16 and mixed precision against f64 on the same numbers.
- * threads    1 and 2 threads, twice each.
+ * threads    2 threads twice, bit for bit.
  * images     an image alone against the same image in its batch, bit for bit.
  *
  * II_TEST_SEED=<number> changes all random numbers; the seed is printed. An argument selects cases

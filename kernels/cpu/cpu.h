@@ -22,8 +22,8 @@ typedef float real;
 #include "kernels/kernels.def"
 #undef II_KERNEL
 
-/* Rows and pieces of activations are worked on as `real`. A tensor stored as `real` is used in place;
- * bf16 goes through a small buffer of the caller that stays in the first-level cache. */
+/* Rows and pieces of activations are worked on as `real`. A tensor stored as `real` is used in
+ * place; bf16 goes through a small buffer of the caller that stays in the first-level cache. */
 
 /* The n elements at p[i...]: in place, or converted into buf. */
 static inline const real *ii_row_in(ii_dtype t, const void *p, int64_t i, int64_t n, real *buf) {
