@@ -61,6 +61,8 @@ static ii_status decode(ii_decoder *d, ii_error *err) {
   png_set_chunk_malloc_max(d->png, MAX_CHUNK_BYTES);
   png_set_chunk_cache_max(d->png, MAX_CHUNKS);
   png_set_benign_errors(d->png, 1);
+  /* libpng unpacks nothing of a piece that it could not read whole: small ones, to lose little */
+  if (d->options.allow_truncated) png_set_compression_buffer_size(d->png, 16);
   png_read_info(d->png, d->png_info);
   II_TRY(prepare(d, err));
   read_rows(d);

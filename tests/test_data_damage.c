@@ -110,10 +110,14 @@ static void test_truncated(void **state) {
   ii_error err = {0};
   ii_image img = {0}, whole = {0};
   ii_bytes file = {0};
+  int tolerated = 0;
   assert_int_equal(ii_decoder_new(&d, &err), II_OK);
   for (int f = 0; f < FILES; f++) {
     read_file(files[f], &file);
     bool png = strstr(files[f], ".png") != NULL;
+    /* rows come one after the other, and there is more in the file than its header */
+    bool in_order =
+        !strstr(files[f], "progressive") && !strstr(files[f], "interlaced") && file.size > 300;
     assert_int_equal(
         ii_image_decode(d, file.data, file.size, &(ii_decode_options){0}, &whole, &err), II_OK);
     int64_t end = png ? file.size - 12 - 6 : file.size; /* before the end chunk and checksums */
@@ -126,11 +130,16 @@ static void test_truncated(void **state) {
       check_sentence(&err);
       ii_error_clear(&err);
       ii_decode_options tolerant = {.allow_truncated = true};
-      if (ii_image_decode(d, cut, n, &tolerant, &img, &err) == II_OK)
+      if (ii_image_decode(d, cut, n, &tolerant, &img, &err) == II_OK) {
         assert_true(img.w == whole.w && img.h == whole.h);
+        if (in_order && n > end - end / 8)
+          assert_memory_equal(img.data, whole.data, (size_t)(3 * img.w));
+        tolerated++;
+      }
       free(cut);
     }
   }
+  assert_true(tolerated > 100);
   ii_decoder_free(d);
   ii_image_free(&img);
   ii_image_free(&whole);
