@@ -409,6 +409,8 @@ static void test_folder(void **unused) {
     ii_checkpoint_path(dir, steps[i], path);
     assert_int_equal(save(&w, path, steps[i], &err), II_OK);
   }
+  snprintf(path, sizeof path, "%s/checkpoint-7.h5", dir); /* somebody's copy: not of the run */
+  write_file(path, "mine", 4);
   ii_checkpoint_best_path(dir, best);
   ii_checkpoint_path(dir, 20, path);
   assert_int_equal(ii_checkpoint_link(path, best, &err), II_OK);

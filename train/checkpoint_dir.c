@@ -19,14 +19,14 @@ void ii_checkpoint_best_path(const char *dir, char out[II_RUN_PATH]) {
   snprintf(out, II_RUN_PATH, "%s/%s", dir, BEST);
 }
 
-/* The step in a file name "checkpoint-<digits>.h5" plus `end`; -1 for any other name. */
+/* The step in a file name as ii_checkpoint_path makes it, plus `end`; -1 for any other name. */
 static int64_t step_in_name(const char *name, const char *end) {
   static const char start[] = "checkpoint-";
   const size_t n = sizeof start - 1;
   if (strncmp(name, start, n) != 0) return -1;
   const char *digits = name + n;
   size_t count = strspn(digits, "0123456789");
-  if (count == 0 || count > 18 || strncmp(digits + count, ".h5", 3) != 0 ||
+  if (count < 9 || count > 18 || strncmp(digits + count, ".h5", 3) != 0 ||
       strcmp(digits + count + 3, end) != 0)
     return -1;
   return (int64_t)strtoll(digits, NULL, 10);
