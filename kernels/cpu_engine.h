@@ -14,13 +14,15 @@ void *ii_cpu_scratch(ii_kctx *k, int slot, size_t bytes);
 int ii_kernel_error(ii_kctx *k, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* c[M,N] = a[M,K] b[K,N] (+ bias[N]) (+ c), fp32 or bf16, through oneDNN; used by linear and bmm.
- * trans_a: a is stored [K,M]; trans_b: b is stored [N,K]. batch > 1: contiguous batches.
+ * trans_a: a is stored [K,M]; trans_b: b is stored [N,K]. stacked: a, b and c are contiguous stacks
+ * of `batch` matrices, be it one: it is multiplied just as in a larger stack, bit for bit. Without
+ * it batch is 1.
  * ab_dtype, c_dtype: II_F32 or II_BF16 (c may be II_F32 with bf16 operands). bias is fp32 or NULL.
  * alpha scales the product (not the bias). accumulate: c += instead of c =. */
 typedef struct {
   ii_dtype ab_dtype, c_dtype;
   int64_t batch, M, N, K;
-  bool trans_a, trans_b, accumulate;
+  bool stacked, trans_a, trans_b, accumulate;
   float alpha;
   const void *a, *b;
   const float *bias;

@@ -27,17 +27,17 @@ void ii_cpu_convert(ii_kctx *k, int64_t n, ii_dtype src_dtype, const void *src, 
 }
 
 /* Dimensions and strides of one operand stored [rows,cols], or [cols,rows] if transposed. */
-static dnnl_status_t matrix_md(dnn_md *md, int64_t batch, int64_t rows, int64_t cols, bool trans,
-                               ii_dtype t) {
-  int64_t dims[3] = {batch, rows, cols};
+static dnnl_status_t matrix_md(dnn_md *md, const ii_gemm_args *g, int64_t rows, int64_t cols,
+                               bool trans, ii_dtype t) {
+  int64_t dims[3] = {g->batch, rows, cols};
   int64_t strides[3] = {rows * cols, trans ? 1 : cols, trans ? rows : 1};
-  int skip = batch == 1; /* two dimensions have more implementations than three */
+  int skip = !g->stacked; /* two dimensions have more implementations than three */
   return dnn_md_strided(md, 3 - skip, dims + skip, t, strides + skip);
 }
 
-static dnnl_status_t bias_md(dnn_md *md, int64_t batch, int64_t n) {
-  int64_t dims[3] = {1, 1, n}, strides[3] = {n, n, 1};
-  int skip = batch == 1;
+static dnnl_status_t bias_md(dnn_md *md, const ii_gemm_args *g) {
+  int64_t n = g->N, dims[3] = {1, 1, n}, strides[3] = {n, n, 1};
+  int skip = !g->stacked;
   return dnn_md_strided(md, 3 - skip, dims + skip, II_F32, strides + skip);
 }
 
@@ -56,10 +56,10 @@ static dnnl_status_t gemm_create(dnn_entry *e, dnnl_engine_t engine, const ii_ge
   dnn_md a = {0}, b = {0}, c = {0}, bias = {0};
   dnnl_primitive_attr_t attr = NULL;
   dnnl_primitive_desc_t pd = NULL;
-  dnnl_status_t s = matrix_md(&a, g->batch, g->M, g->K, g->trans_a, g->ab_dtype);
-  if (s == dnnl_success) s = matrix_md(&b, g->batch, g->K, g->N, g->trans_b, g->ab_dtype);
-  if (s == dnnl_success) s = matrix_md(&c, g->batch, g->M, g->N, false, g->c_dtype);
-  if (s == dnnl_success) s = bias_md(&bias, g->batch, g->N);
+  dnnl_status_t s = matrix_md(&a, g, g->M, g->K, g->trans_a, g->ab_dtype);
+  if (s == dnnl_success) s = matrix_md(&b, g, g->K, g->N, g->trans_b, g->ab_dtype);
+  if (s == dnnl_success) s = matrix_md(&c, g, g->M, g->N, false, g->c_dtype);
+  if (s == dnnl_success) s = bias_md(&bias, g);
   if (s == dnnl_success) s = gemm_attr(&attr, g);
   if (s == dnnl_success) {
     s = dnn_matmul_pd(&pd, engine, md_ref(&a), md_ref(&b), g->bias ? md_ref(&bias) : NULL,
@@ -137,9 +137,9 @@ int ii_cpu_gemm(ii_kctx *k, const ii_gemm_args *g) {
   if (g->bias && g->alpha != 1.0f) return gemm_scaled_with_bias(k, g);
   uint32_t alpha;
   memcpy(&alpha, &g->alpha, sizeof alpha);
-  int64_t key[DNN_KEY_WORDS] = {KEY_GEMM,      k->threads, g->ab_dtype,    g->c_dtype, g->batch,
-                                g->M,          g->N,       g->K,           g->trans_a, g->trans_b,
-                                g->accumulate, alpha,      g->bias != NULL};
+  int64_t key[DNN_KEY_WORDS] = {
+      KEY_GEMM,   k->threads, g->ab_dtype,   g->c_dtype, g->batch,        g->M,      g->N, g->K,
+      g->trans_a, g->trans_b, g->accumulate, alpha,      g->bias != NULL, g->stacked};
   bool is_new;
   dnn_entry *e = dnn_find(k, key, &is_new);
   if (!e) return 1;

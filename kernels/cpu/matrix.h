@@ -9,7 +9,7 @@
 typedef struct {
   ii_dtype ab_dtype, c_dtype;
   int64_t batch, M, N, K;
-  bool trans_a, trans_b, accumulate;
+  bool stacked, trans_a, trans_b, accumulate;
   double alpha;
   const void *a, *b, *bias; /* bias: of type real, or NULL */
   void *c;
@@ -38,6 +38,7 @@ static inline int multiply(ii_kctx *k, const matrix_product *p) {
                     .M = p->M,
                     .N = p->N,
                     .K = p->K,
+                    .stacked = p->stacked,
                     .trans_a = p->trans_a,
                     .trans_b = p->trans_b,
                     .accumulate = p->accumulate,
