@@ -48,7 +48,10 @@ typedef struct {
   real *slab;    /* [block][pixels*Dp]: x of a block of groups */
   real *gslab;   /* [block][pixels*Dp]: its gradient (backward) */
   real *rows;    /* [chunk*Dp]: y or gy when they cannot be used in place */
-  real *off, *m; /* [cap*2], [cap]: offsets and modulations (after softmax) of the chunk */
+  /* offsets [cap*2] and modulations [cap] of this chunk and of the next one, which is fetched while
+   * this one is worked on: the copies have left the store buffer when they are read as vectors */
+  real *off_of[2], *m_of[2];
+  real *off, *m; /* those of this chunk; m after softmax */
   real *w;       /* [cap*4]: modulation times bilinear weight of the corners TL TR BL BR */
   real *lx, *ly; /* [cap]: fractional positions */
   real *s;       /* [cap*4]: <gy, corner> (backward) */
@@ -75,9 +78,32 @@ static inline int64_t ii_dcn_groups(const ii_dcn_plan *p, int64_t b) {
   return left < p->block ? left : p->block;
 }
 
-/* Taps of the output pixels [wo, wo+count) of row ho: fills off, m, at, w, lx, ly. */
-void II_FN(dcn_taps)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t ho,
-                     int64_t wo, int64_t count);
+/* A chunk: `count` output pixels of group g from (n,ho,wo) on. */
+typedef struct {
+  int64_t n, g, ho, wo, count;
+} ii_dcn_chunk;
+
+/* Output rows [h0,h1) of block b of image n as chunks: the groups of the block take turns at each
+ * part of a row. next: false after the last one. */
+static inline ii_dcn_chunk ii_dcn_first(const ii_dcn_plan *p, int64_t n, int64_t b, int64_t h0) {
+  int64_t Wo = p->a->Wo;
+  return (ii_dcn_chunk){n, b * p->block, h0, 0, Wo < p->chunk ? Wo : p->chunk};
+}
+static inline bool ii_dcn_next(const ii_dcn_plan *p, int64_t b, int64_t h1, ii_dcn_chunk *c) {
+  int64_t Wo = p->a->Wo;
+  if (++c->g < b * p->block + ii_dcn_groups(p, b)) return true;
+  c->g = b * p->block;
+  c->wo += p->chunk;
+  if (c->wo >= Wo) c->wo = 0, c->ho++;
+  c->count = Wo - c->wo < p->chunk ? Wo - c->wo : p->chunk;
+  return c->ho < h1;
+}
+
+/* Fetches a chunk's offsets and modulations into off_of[slot], m_of[slot]. */
+void II_FN(dcn_fetch)(const ii_dcn_plan *p, ii_dcn_work *w, int slot, const ii_dcn_chunk *c);
+
+/* Taps of the chunk that was fetched into slot: sets off and m, fills at, w, lx, ly. */
+void II_FN(dcn_taps)(const ii_dcn_plan *p, ii_dcn_work *w, int slot, const ii_dcn_chunk *c);
 
 /* Index of the first offset and of the first modulation of output pixel (n,ho,wo), group g. */
 static inline int64_t ii_dcn_offset_at(const ii_dcn_args *a, int64_t row, int64_t g) {

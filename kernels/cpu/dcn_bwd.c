@@ -205,33 +205,35 @@ static const real *load_gy(const ii_dcn_plan *p, ii_dcn_work *w, int64_t at, int
   return w->rows;
 }
 
-/* `count` output pixels of one group from (n,ho,wo) on; its slabs are w->slab and w->gslab. */
-static void backward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t ho,
-                           int64_t wo, int64_t count) {
+/* A chunk whose offsets are in slot; its slabs are w->slab and w->gslab. */
+static void backward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, int slot, const ii_dcn_chunk *c) {
   const ii_dcn_args *a = p->a;
-  int64_t row = (n * a->Ho + ho) * a->Wo + wo, step;
-  II_FN(dcn_taps)(p, w, n, g, ho, wo, count);
-  const real *gy = load_gy(p, w, row * a->C + g * p->D, count, &step);
-  scatter_all(p, w, count, gy, step);
-  tap_gradients(p, w, ii_dcn_padded(p, count));
-  if (a->softmax) softmax_gradient(p->K, count, w->m, w->gm);
-  store_taps(p, w, row, g, count);
+  int64_t row = (c->n * a->Ho + c->ho) * a->Wo + c->wo, step;
+  II_FN(dcn_taps)(p, w, slot, c);
+  const real *gy = load_gy(p, w, row * a->C + c->g * p->D, c->count, &step);
+  scatter_all(p, w, c->count, gy, step);
+  tap_gradients(p, w, ii_dcn_padded(p, c->count));
+  if (a->softmax) softmax_gradient(p->K, c->count, w->m, w->gm);
+  store_taps(p, w, row, c->g, c->count);
 }
 
 /* Output rows [h0,h1) of block b of image n: goffset, gmask, and the sums in w->gslab. */
 static void backward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b, int64_t h0,
                           int64_t h1) {
-  const int64_t groups = ii_dcn_groups(p, b), Wo = p->a->Wo, size = p->pixels * p->Dp;
-  memset(w->gslab, 0, (size_t)(groups * size) * sizeof(real));
+  const int64_t size = p->pixels * p->Dp;
+  memset(w->gslab, 0, (size_t)(ii_dcn_groups(p, b) * size) * sizeof(real));
   ii_dcn_work one = *w; /* looks at one group */
-  for (int64_t ho = h0; ho < h1; ho++)
-    for (int64_t wo = 0; wo < Wo; wo += p->chunk)
-      for (int64_t g = 0; g < groups; g++) {
-        one.slab = w->slab + g * size;
-        one.gslab = w->gslab + g * size;
-        backward_chunk(p, &one, n, b * p->block + g, ho, wo,
-                       Wo - wo < p->chunk ? Wo - wo : p->chunk);
-      }
+  if (h0 >= h1) return;
+  ii_dcn_chunk c = ii_dcn_first(p, n, b, h0), next = c;
+  II_FN(dcn_fetch)(p, &one, 0, &c);
+  for (int slot = 0;; slot ^= 1, c = next) {
+    bool more = ii_dcn_next(p, b, h1, &next);
+    if (more) II_FN(dcn_fetch)(p, &one, slot ^ 1, &next);
+    one.slab = w->slab + (c.g - b * p->block) * size;
+    one.gslab = w->gslab + (c.g - b * p->block) * size;
+    backward_chunk(p, &one, slot, &c);
+    if (!more) return;
+  }
 }
 
 /* Image row h of gx, block b: the sum of `parts` slabs, `apart` elements from one to the next; it

@@ -12,18 +12,20 @@ static inline __attribute__((always_inline)) void sample(const ii_dcn_plan *p, c
   const real *cw = w->w;
   const int32_t *at = w->at;
   for (int64_t i = 0; i < count; i++) {
-    ii_vec top[4] = {0}, bottom[4] = {0};
+    /* a sum for each corner: additions of one tap do not wait for each other */
+    ii_vec sum[4][4] = {0};
     for (int64_t k = 0; k < K; k++, at++, cw += 4) {
       const real *v = slab + *at * Dp;
       for (int j = 0; j < nv; j++) {
         const real *q = v + j * II_VEC;
-        top[j] += *(const ii_vec *)q * cw[0];
-        bottom[j] += *(const ii_vec *)(q + below) * cw[2];
-        top[j] += *(const ii_vec *)(q + Dp) * cw[1];
-        bottom[j] += *(const ii_vec *)(q + below + Dp) * cw[3];
+        sum[j][0] += *(const ii_vec *)q * cw[0];
+        sum[j][1] += *(const ii_vec *)(q + Dp) * cw[1];
+        sum[j][2] += *(const ii_vec *)(q + below) * cw[2];
+        sum[j][3] += *(const ii_vec *)(q + below + Dp) * cw[3];
       }
     }
-    for (int j = 0; j < nv; j++) *(ii_vec *)(y + i * step + j * II_VEC) = top[j] + bottom[j];
+    for (int j = 0; j < nv; j++)
+      *(ii_vec *)(y + i * step + j * II_VEC) = (sum[j][0] + sum[j][1]) + (sum[j][2] + sum[j][3]);
   }
 }
 
@@ -36,18 +38,17 @@ static void sample_all(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t count
   if (left) sample(p, w, c, 1, count, y + c, step);
 }
 
-/* `count` output pixels of one group from (n,ho,wo) on; its slab is w->slab. */
-static void forward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t ho,
-                          int64_t wo, int64_t count) {
+/* A chunk whose offsets are in slot; its slab is w->slab. */
+static void forward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, int slot, const ii_dcn_chunk *c) {
   const ii_dcn_args *a = p->a;
-  int64_t y = ((n * a->Ho + ho) * a->Wo + wo) * a->C + g * p->D;
-  II_FN(dcn_taps)(p, w, n, g, ho, wo, count);
+  int64_t y = ((c->n * a->Ho + c->ho) * a->Wo + c->wo) * a->C + c->g * p->D;
+  II_FN(dcn_taps)(p, w, slot, c);
   if (a->x_dtype == II_REAL_DTYPE && p->D == p->Dp) {
-    sample_all(p, w, count, (real *)a->y + y, a->C);
+    sample_all(p, w, c->count, (real *)a->y + y, a->C);
     return;
   }
-  sample_all(p, w, count, w->rows, p->Dp);
-  for (int64_t i = 0; i < count; i++) {
+  sample_all(p, w, c->count, w->rows, p->Dp);
+  for (int64_t i = 0; i < c->count; i++) {
     const real *row = w->rows + i * p->Dp;
     if (a->x_dtype == II_REAL_DTYPE)
       memcpy((real *)a->y + y + i * a->C, row, (size_t)p->D * sizeof(real));
@@ -61,15 +62,17 @@ static void forward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64
 /* Output rows [h0,h1) of block b of image n. */
 static void forward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b, int64_t h0,
                          int64_t h1) {
-  const int64_t groups = ii_dcn_groups(p, b), Wo = p->a->Wo;
   ii_dcn_work one = *w; /* looks at one group */
-  for (int64_t ho = h0; ho < h1; ho++)
-    for (int64_t wo = 0; wo < Wo; wo += p->chunk)
-      for (int64_t g = 0; g < groups; g++) {
-        one.slab = w->slab + g * p->pixels * p->Dp;
-        forward_chunk(p, &one, n, b * p->block + g, ho, wo,
-                      Wo - wo < p->chunk ? Wo - wo : p->chunk);
-      }
+  if (h0 >= h1) return;
+  ii_dcn_chunk c = ii_dcn_first(p, n, b, h0), next = c;
+  II_FN(dcn_fetch)(p, &one, 0, &c);
+  for (int slot = 0;; slot ^= 1, c = next) {
+    bool more = ii_dcn_next(p, b, h1, &next);
+    if (more) II_FN(dcn_fetch)(p, &one, slot ^ 1, &next);
+    one.slab = w->slab + (c.g - b * p->block) * p->pixels * p->Dp;
+    forward_chunk(p, &one, slot, &c);
+    if (!more) return;
+  }
 }
 
 int II_FN(dcn_fwd)(ii_kctx *k, const ii_dcn_args *a) {

@@ -6,8 +6,9 @@
 #include "kernels/cpu/dcn.h"
 #include "kernels/cpu/fast_math.h"
 
-/* About this many taps per chunk: their arrays (some 60 bytes each) stay in the first cache. */
-#define CHUNK_TAPS 512
+/* About this many taps per chunk: their arrays (some 100 bytes each, in backward), the lines of the
+ * slabs they touch and the next chunk's offsets stay in the first cache. */
+#define CHUNK_TAPS 128
 
 /* Slabs of one thread, together; second-level caches have 1 or 2 MiB where this matters. */
 #define SLAB_BYTES (1 << 20)
@@ -37,8 +38,10 @@ static void lay_out(arena *m, ii_dcn_plan *p, ii_dcn_work *w, int threads, bool 
     ii_dcn_work t = {.filled = -1};
     t.slab = take(m, p->block * p->pixels * p->Dp, sizeof(real));
     t.rows = take(m, p->chunk * p->Dp, sizeof(real));
-    t.off = take(m, p->cap * 2, sizeof(real));
-    t.m = take(m, p->cap, sizeof(real));
+    for (int slot = 0; slot < 2; slot++) {
+      t.off_of[slot] = take(m, p->cap * 2, sizeof(real));
+      t.m_of[slot] = take(m, p->cap, sizeof(real));
+    }
     t.w = take(m, p->cap * 4, sizeof(real));
     t.lx = take(m, p->cap, sizeof(real));
     t.ly = take(m, p->cap, sizeof(real));
@@ -167,23 +170,25 @@ static inline __attribute__((always_inline)) void load_list(ii_dtype t, const vo
   }
 }
 
-static void load_taps(const ii_dcn_plan *p, ii_dcn_work *w, int64_t row, int64_t g, int64_t count) {
+void II_FN(dcn_fetch)(const ii_dcn_plan *p, ii_dcn_work *w, int slot, const ii_dcn_chunk *c) {
   const ii_dcn_args *a = p->a;
-  int64_t off = ii_dcn_offset_at(a, row, g), mask = ii_dcn_mask_at(a, row, g);
+  const int64_t row = (c->n * a->Ho + c->ho) * a->Wo + c->wo, count = c->count;
+  int64_t off = ii_dcn_offset_at(a, row, c->g), mask = ii_dcn_mask_at(a, row, c->g);
+  real *to_off = w->off_of[slot], *to_m = w->m_of[slot];
   if (p->K == 9 && a->om_dtype == II_REAL_DTYPE) { /* sizes known: two or three moves each */
-    load_list(II_REAL_DTYPE, a->offset, off, a->offset_row, count, 18, w->off);
-    load_list(II_REAL_DTYPE, a->mask, mask, a->mask_row, count, 9, w->m);
+    load_list(II_REAL_DTYPE, a->offset, off, a->offset_row, count, 18, to_off);
+    load_list(II_REAL_DTYPE, a->mask, mask, a->mask_row, count, 9, to_m);
   } else if (p->K == 9) {
-    load_list(II_BF16, a->offset, off, a->offset_row, count, 18, w->off);
-    load_list(II_BF16, a->mask, mask, a->mask_row, count, 9, w->m);
+    load_list(II_BF16, a->offset, off, a->offset_row, count, 18, to_off);
+    load_list(II_BF16, a->mask, mask, a->mask_row, count, 9, to_m);
   } else {
-    load_list(a->om_dtype, a->offset, off, a->offset_row, count, p->K * 2, w->off);
-    load_list(a->om_dtype, a->mask, mask, a->mask_row, count, p->K, w->m);
+    load_list(a->om_dtype, a->offset, off, a->offset_row, count, p->K * 2, to_off);
+    load_list(a->om_dtype, a->mask, mask, a->mask_row, count, p->K, to_m);
   }
   int64_t end = ii_dcn_padded(p, count);
   for (int64_t t = count * p->K; t < end; t++) {
-    w->off[2 * t] = w->off[2 * t + 1] = (real)NAN; /* a tap without a sample */
-    w->m[t] = 0;
+    to_off[2 * t] = to_off[2 * t + 1] = (real)NAN; /* a tap without a sample */
+    to_m[t] = 0;
   }
 }
 
@@ -238,13 +243,13 @@ static void locate(const ii_dcn_plan *p, ii_dcn_work *w, const real *base_x, rea
   }
 }
 
-void II_FN(dcn_taps)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t g, int64_t ho,
-                     int64_t wo, int64_t count) {
+void II_FN(dcn_taps)(const ii_dcn_plan *p, ii_dcn_work *w, int slot, const ii_dcn_chunk *c) {
   const ii_dcn_args *a = p->a;
   int64_t half = ((int64_t)a->dil_h * (a->kh - 1)) >> 1;
   real base_y =
-      (real)((double)(ho * a->stride_h - a->pad_h + half) - (double)half * a->offset_scale);
-  load_taps(p, w, (n * a->Ho + ho) * a->Wo + wo, g, count);
-  if (a->softmax) softmax_taps(p->K, count, w->m);
-  locate(p, w, p->base_x + wo * p->K, base_y, ii_dcn_padded(p, count));
+      (real)((double)(c->ho * a->stride_h - a->pad_h + half) - (double)half * a->offset_scale);
+  w->off = w->off_of[slot];
+  w->m = w->m_of[slot];
+  if (a->softmax) softmax_taps(p->K, c->count, w->m);
+  locate(p, w, p->base_x + c->wo * p->K, base_y, ii_dcn_padded(p, c->count));
 }
