@@ -54,6 +54,7 @@ ii_loader_config ii_setup_loader(const ii_config *cfg, const ii_dataset *d, bool
   ii_loader_config l = ii_loader_config_default(d, transform_of(cfg, train), batch);
   l.decode.apply_orientation = train ? cfg->data.train_exif == ii_data_train_exif_apply
                                      : cfg->data.eval_exif == ii_data_eval_exif_apply;
+  l.decode.allow_truncated = cfg->data.allow_truncated;
   l.seed = (uint64_t)cfg->train.seed;
   l.threads = (int)cfg->data.workers;
   l.prefetch = (int)cfg->data.prefetch;

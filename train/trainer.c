@@ -48,9 +48,9 @@ static double run_batch(ii_trainer *t, const ii_batch *b) {
 static ii_status train_step(ii_trainer *t, ii_error *err) {
   ii_train_state *s = &t->state;
   const ii_batch *b;
-  const double begin = ii_trainer_now();
+  const double before = ii_loader_get_stats(t->loader).wait_seconds;
   II_TRY(ii_loader_next(t->loader, &b, err));
-  const double waited = ii_trainer_now() - begin;
+  const double waited = ii_loader_get_stats(t->loader).wait_seconds - before;
   II_ASSERT(b->epoch == s->epoch && b->index == s->batch,
             "batch %lld of epoch %lld, not %lld of "
             "%lld",
