@@ -41,6 +41,7 @@ def parse():
     ap.add_argument("--size", type=int, default=224)
     ap.add_argument("--steps", type=int, default=3)
     ap.add_argument("--threads", type=int, default=2)
+    ap.add_argument("--label", default="", help="added to the name of the result")
     return ap.parse_args()
 
 
@@ -84,6 +85,13 @@ def make_optimizer(torch, model):
                               {"params": rest, "weight_decay": 0.0}], lr=1e-4)
 
 
+def blas_in_use():
+    """Debian's PyTorch takes whatever libblas.so.3 is: with the reference one it is ten times slower."""
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        text = maps.read()
+    return next((n for n in ("openblas", "mkl", "blis", "atlas") if n in text), "reference")
+
+
 def main():
     args = parse()
     try:
@@ -115,11 +123,12 @@ def main():
         seconds.append(time.perf_counter() - start)
     step = statistics.median(seconds[1:])
     print(json.dumps({
-        "name": "official step internimage_%s %dx%d f32" % (args.model, args.batch, args.size),
+        "name": "official step internimage_%s %dx%d f32%s" % (
+            args.model, args.batch, args.size, args.label and ", " + args.label),
         "dtype": "f32", "threads": args.threads, "steps": args.steps, "torch": torch.__version__,
         "step_s": step, "step_min_s": min(seconds[1:]), "step_max_s": max(seconds[1:]),
         "first_step_s": seconds[0], "images_per_s": args.batch / step, "loss": float(loss),
-        "grad_norm": float(norm),
+        "grad_norm": float(norm), "blas": blas_in_use(),
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
