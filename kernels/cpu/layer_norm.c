@@ -76,8 +76,8 @@ static void gelu_gradient(const ii_layer_norm_args *a, int64_t r, int64_t rows, 
   for (int64_t j = 0; j < rows * C; j++) g[j] = gy[j] * ii_gelu_slope(g[j]);
 }
 
-/* One pass over a row in L1: adds g h and g to the parameters' sums ggamma[n] and gbeta[n], and with
- * `sums` returns in m1 and m2 the means of g gamma and of g gamma h. */
+/* One pass over a row in L1: adds g h and g to the parameters' sums ggamma[n] and gbeta[n], and
+ * with `sums` returns in m1 and m2 the means of g gamma and of g gamma h. */
 II_FAST void row_sums(const real *restrict x, const real *restrict gamma, const real *restrict g,
                       real *restrict ggamma, real *restrict gbeta, int64_t n, real mean, real rstd,
                       bool parameters, bool sums, real *m1, real *m2) {
@@ -116,8 +116,7 @@ static void backward_row(const real *restrict x, const real *restrict gamma, con
     row_sums(x, gamma, g, NULL, NULL, n, mean, rstd, false, true, &m1, &m2);
   if (!gx) return;
 #pragma omp simd simdlen(II_LANES)
-  for (int64_t j = 0; j < n; j++)
-    gx[j] = rstd * (g[j] * gamma[j] - m1 - (x[j] - mean) * rstd * m2);
+  for (int64_t j = 0; j < n; j++) gx[j] = rstd * (g[j] * gamma[j] - m1 - (x[j] - mean) * rstd * m2);
 }
 
 /* Backward of rows [first, last); acc: sums for ggamma[C], gbeta[C], where asked for. */
