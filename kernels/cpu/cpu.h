@@ -18,25 +18,53 @@ typedef float real;
 #define R(x)          x##f /* a literal of type real */
 #endif
 
+/* For simdlen: gcc takes 256-bit vectors, even where wider ones exist, unless told. */
+enum { II_LANES = 64 / sizeof(real) };
+
 #define II_KERNEL(name, args) int II_FN(name)(ii_kctx * k, const args *a);
 #include "kernels/kernels.def"
 #undef II_KERNEL
 
+/* gcc converts to and from 16 bits in halves of a vector; these loops are written out. */
+#if defined(__AVX512F__) && !defined(II_REAL_F64)
+#define II_AVX512
+#include <immintrin.h>
+
+/* 16 floats, rounded as in ii_row_out. */
+static inline __m256i ii_bf16_round(__m512i v) {
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(v, 16), _mm512_set1_epi32(1));
+  __m512i up = _mm512_add_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(0x7fff)), odd);
+  __m512 f = _mm512_castsi512_ps(v);
+  __mmask16 nan = _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q);
+  up = _mm512_mask_or_epi32(up, nan, v, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
+}
+#endif
+
 /* Rows and pieces of activations are worked on as `real`. A tensor stored as `real` is used in
  * place; bf16 goes through a small buffer of the caller that stays in the first-level cache. */
+
+static inline float ii_bf16_value(uint16_t h) {
+  union {
+    uint32_t u;
+    float f;
+  } v = {(uint32_t)h << 16};
+  return v.f;
+}
 
 /* The n elements at p[i...]: in place, or converted into buf. */
 static inline const real *ii_row_in(ii_dtype t, const void *p, int64_t i, int64_t n, real *buf) {
   if (t == II_REAL_DTYPE) return (const real *)p + i;
   const uint16_t *h = (const uint16_t *)p + i;
-#pragma omp simd
-  for (int64_t j = 0; j < n; j++) {
-    union {
-      uint32_t u;
-      float f;
-    } v = {(uint32_t)h[j] << 16};
-    buf[j] = v.f;
+  int64_t first = 0;
+#ifdef II_AVX512
+  for (; first + 16 <= n; first += 16) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(h + first)));
+    _mm512_storeu_si512(buf + first, _mm512_slli_epi32(wide, 16));
   }
+#endif
+#pragma omp simd
+  for (int64_t j = first; j < n; j++) buf[j] = ii_bf16_value(h[j]);
   return buf;
 }
 
@@ -49,8 +77,13 @@ static inline real *ii_row_target(ii_dtype t, void *p, int64_t i, real *buf) {
 static inline void ii_row_out(ii_dtype t, void *p, int64_t i, int64_t n, const real *buf) {
   if (t == II_REAL_DTYPE) return;
   uint16_t *h = (uint16_t *)p + i;
+  int64_t first = 0;
+#ifdef II_AVX512
+  for (; first + 16 <= n; first += 16)
+    _mm256_storeu_si256((void *)(h + first), ii_bf16_round(_mm512_loadu_si512(buf + first)));
+#endif
 #pragma omp simd
-  for (int64_t j = 0; j < n; j++) {
+  for (int64_t j = first; j < n; j++) {
     union {
       float f;
       uint32_t u;

@@ -76,36 +76,47 @@ static void gelu_gradient(const ii_layer_norm_args *a, int64_t r, int64_t rows, 
   for (int64_t j = 0; j < rows * C; j++) g[j] = gy[j] * ii_gelu_slope(g[j]);
 }
 
-static void add_parameter_gradients(const real *restrict x, const real *restrict g,
-                                    real *restrict ggamma, real *restrict gbeta, int64_t n,
-                                    real mean, real rstd) {
-#pragma omp simd simdlen(II_LANES)
-  for (int64_t j = 0; j < n; j++) {
-    ggamma[j] += g[j] * ((x[j] - mean) * rstd);
-    gbeta[j] += g[j];
-  }
-}
-
-static void input_gradient(const real *restrict x, const real *restrict gamma,
-                           const real *restrict g, real *restrict gx, int64_t n, real mean,
-                           real rstd) {
+/* One pass over a row in L1: adds g h and g to the parameters' sums ggamma[n] and gbeta[n], and
+ * with `sums` returns in m1 and m2 the means of g gamma and of g gamma h. */
+II_FAST void row_sums(const real *restrict x, const real *restrict gamma, const real *restrict g,
+                      real *restrict ggamma, real *restrict gbeta, int64_t n, real mean, real rstd,
+                      bool parameters, bool sums, real *m1, real *m2) {
   double sum1 = 0, sum2 = 0;
   for (int64_t i = 0; i < n; i += PIECE) {
-    int64_t end = ii_min(n, i + PIECE);
+    const int64_t end = ii_min(n, i + PIECE);
     real s1 = 0, s2 = 0;
 #pragma omp simd simdlen(II_LANES) reduction(+ : s1, s2)
     for (int64_t j = i; j < end; j++) {
-      real t = g[j] * gamma[j];
-      s1 += t;
-      s2 += t * (x[j] - mean);
+      const real gh = g[j] * ((x[j] - mean) * rstd);
+      if (parameters) {
+        ggamma[j] += gh;
+        gbeta[j] += g[j];
+      }
+      if (sums) {
+        s1 += g[j] * gamma[j];
+        s2 += gh * gamma[j];
+      }
     }
     sum1 += s1;
     sum2 += s2;
   }
-  const real m1 = (real)(sum1 / (double)n);
-  const real m2 = (real)(sum2 * (double)rstd * (double)rstd / (double)n);
+  const double inverse = 1.0 / (double)n;
+  *m1 = (real)(sum1 * inverse);
+  *m2 = (real)(sum2 * inverse);
+}
+
+static void backward_row(const real *restrict x, const real *restrict gamma, const real *restrict g,
+                         real *acc, real *restrict gx, int64_t n, real mean, real rstd) {
+  real m1, m2;
+  if (acc && gx)
+    row_sums(x, gamma, g, acc, acc + n, n, mean, rstd, true, true, &m1, &m2);
+  else if (acc)
+    row_sums(x, gamma, g, acc, acc + n, n, mean, rstd, true, false, &m1, &m2);
+  else
+    row_sums(x, gamma, g, NULL, NULL, n, mean, rstd, false, true, &m1, &m2);
+  if (!gx) return;
 #pragma omp simd simdlen(II_LANES)
-  for (int64_t j = 0; j < n; j++) gx[j] = rstd * (g[j] * gamma[j] - m1 - (x[j] - mean) * m2);
+  for (int64_t j = 0; j < n; j++) gx[j] = rstd * (g[j] * gamma[j] - m1 - (x[j] - mean) * rstd * m2);
 }
 
 /* Backward of rows [first, last); acc: sums for ggamma[C], gbeta[C], where asked for. */
@@ -124,9 +135,8 @@ static void backward_rows(const void *args, int64_t first, int64_t last, real *a
     real *gx = a->gx ? ii_grad_target(a->x_dtype, a->gx, r * C, a->acc_gx, ob) : NULL;
     for (int64_t i = 0; i < rows; i++) {
       const real mean = ((const real *)a->mean)[r + i], rstd = ((const real *)a->rstd)[r + i];
-      const real *xi = x + i * C, *gi = g + i * C;
-      if (a->ggamma || a->gbeta) add_parameter_gradients(xi, gi, acc, acc + C, C, mean, rstd);
-      if (gx) input_gradient(xi, a->gamma, gi, gx + i * C, C, mean, rstd);
+      backward_row(x + i * C, a->gamma, g + i * C, a->ggamma || a->gbeta ? acc : NULL,
+                   gx ? gx + i * C : NULL, C, mean, rstd);
     }
     if (gx) ii_grad_out(a->x_dtype, a->gx, r * C, rows * C, a->acc_gx, gx);
   }

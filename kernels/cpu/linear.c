@@ -3,10 +3,24 @@
 #include "kernels/cpu/pieces.h"
 
 enum {
-  SUM_CHUNKS = 64,  /* pieces of rows that are summed independently */
-  SUM_BLOCK = 64,   /* rows added up before they join a longer sum: keeps rounding errors small */
-  SUM_COLUMNS = 256 /* columns at a time: the running sums stay in the first-level cache */
+  SUM_CHUNKS = 64,   /* pieces of rows that are summed independently */
+  SUM_BLOCK = 64,    /* rows added up before they join a longer sum: keeps rounding errors small */
+  SUM_COLUMNS = 1024 /* columns at a time: the running sums stay in the first-level cache */
 };
+
+/* sum[j] += four rows of x, `stride` elements apart: the sums are loaded and stored once. */
+static void add_four_rows(const real *x, int64_t stride, real *restrict sum, int64_t n) {
+#pragma omp simd simdlen(II_LANES)
+  for (int64_t j = 0; j < n; j++)
+    sum[j] += (x[j] + x[j + stride]) + (x[j + 2 * stride] + x[j + 3 * stride]);
+}
+
+static void add_four_bf16_rows(const uint16_t *x, int64_t stride, real *restrict sum, int64_t n) {
+#pragma omp simd simdlen(II_LANES)
+  for (int64_t j = 0; j < n; j++)
+    sum[j] += (ii_bf16_value(x[j]) + ii_bf16_value(x[j + stride])) +
+              (ii_bf16_value(x[j + 2 * stride]) + ii_bf16_value(x[j + 3 * stride]));
+}
 
 /* sum[cols] = the sums over rows [begin,end) of the columns from `col` on. */
 static void sum_rows(const void *x, ii_dtype t, int64_t stride, int64_t col, int64_t cols,
@@ -16,9 +30,16 @@ static void sum_rows(const void *x, ii_dtype t, int64_t stride, int64_t col, int
   for (int64_t first = begin; first < end; first += SUM_BLOCK) {
     int64_t last = first + SUM_BLOCK < end ? first + SUM_BLOCK : end;
     for (int64_t j = 0; j < cols; j++) block[j] = 0;
-    for (int64_t i = first; i < last; i++) {
+    int64_t i = first;
+    for (; i + 4 <= last; i += 4) {
+      if (t == II_REAL_DTYPE)
+        add_four_rows((const real *)x + i * stride + col, stride, block, cols);
+      else
+        add_four_bf16_rows((const uint16_t *)x + i * stride + col, stride, block, cols);
+    }
+    for (; i < last; i++) {
       const real *row = ii_row_in(t, x, i * stride + col, cols, buf);
-#pragma omp simd
+#pragma omp simd simdlen(II_LANES)
       for (int64_t j = 0; j < cols; j++) block[j] += row[j];
     }
     for (int64_t j = 0; j < cols; j++) sum[j] += block[j];

@@ -5,8 +5,6 @@
 #include "kernels/cpu/cpu.h"
 
 enum {
-  II_LANES =
-      64 / sizeof(real),   /* gcc takes 256-bit vectors, even where wider ones exist, unless told */
   II_CHUNK = 1024,         /* elements worked on at a time: a few buffers of them fit into L1 */
   II_SERIAL_BELOW = 32768, /* elements below which starting threads costs more than it gains */
   II_SUM_ROWS = 32,        /* rows added up in type real before going to a double */
@@ -61,13 +59,7 @@ static inline void ii_grad_out(ii_dtype t, void *p, int64_t i, int64_t n, bool a
   } else {
     const uint16_t *restrict h = (const uint16_t *)p + i;
 #pragma omp simd simdlen(II_LANES)
-    for (int64_t j = 0; j < n; j++) {
-      union {
-        uint32_t u;
-        float f;
-      } v = {(uint32_t)h[j] << 16};
-      buf[j] += v.f;
-    }
+    for (int64_t j = 0; j < n; j++) buf[j] += ii_bf16_value(h[j]);
     ii_row_out(t, p, i, n, buf);
   }
 }
