@@ -3,9 +3,10 @@
  * Work is done per image and block of groups. A block's channels are copied into a slab: pixels of
  * `wide` = block*Dp channels (Dp is D rounded up to whole vectors), with a border of zeros, so that
  * every corner of every tap is one load without a test. A block is as many groups as have their
- * slab in the second-level cache, and the lines around one pixel in the first. Slab row r holds
- * image row r-1; rows 0, H+1 and H+2 are zero, columns 0 and W+1 too. A tap without a sample points
- * at the first pixel of row H+1, where all four of its corners are zero.
+ * slab in the second-level cache, and the lines around one pixel in the first. `wide` may be a
+ * little more, see CROWDED. Slab row r holds image row r-1; rows 0, H+1 and H+2 are zero, columns 0
+ * and W+1 too. A tap without a sample points at the first pixel of row H+1, where all four of its
+ * corners are zero.
  *
  * Output pixels are taken in chunks (a part of one row). For a chunk the taps are a flat list,
  * t = (pixel*block + group)*K + k, the order in which v3 has them in memory: where a chunk's
@@ -44,11 +45,12 @@ typedef struct {
   real scale;             /* offset_scale */
   real *base_x;           /* [Wo*list + II_TAP_BLOCK]: position of the pixel's window, x */
   real *tap_x, *tap_y;    /* [cap]: i*dil_w and j*dil_h of a tap */
-  int32_t *group_at;      /* [cap]: Dp * the group of a tap */
+  int32_t *group_at;      /* [cap]: slab element of pixel (0,0) in a tap's group */
   int32_t *gy_at[2];      /* [cap]: where in gy a tap's channels start: in place, in rows */
 } ii_dcn_plan;
 
-/* A chunk's offsets and modulations: in place, or in lists padded to whole II_TAP_BLOCKs. */
+/* A chunk's offsets and modulations: in place, or in lists. Whole II_TAP_BLOCKs: what does not fill
+ * them is copied into lists and padded. */
 typedef struct {
   const real *off, *m; /* [taps*2], [taps] */
   real *off_list, *m_list;
@@ -105,7 +107,7 @@ static inline bool ii_dcn_next(const ii_dcn_plan *p, int64_t h1, ii_dcn_chunk *c
 /* Fetches a chunk's offsets and modulations. */
 void II_FN(dcn_fetch)(const ii_dcn_plan *p, ii_dcn_slot *s, const ii_dcn_chunk *c);
 
-/* Taps of a chunk that was fetched into s: fills at, w, lx, ly up to the padded end. */
+/* Taps of a chunk that was fetched into s: fills at, w, lx, ly. */
 void II_FN(dcn_taps)(const ii_dcn_plan *p, ii_dcn_work *w, const ii_dcn_slot *s,
                      const ii_dcn_chunk *c);
 

@@ -86,7 +86,7 @@ scatter(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv,
   }
 }
 
-/* All channels of a chunk of `taps` taps, padded. */
+/* All channels of a chunk of `taps` taps. */
 static void scatter_all(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t taps, const real *gy,
                         const int32_t *gy_at) {
   int64_t c = 0, left = p->Dp / II_VEC;
@@ -216,7 +216,7 @@ static void backward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, const ii_dcn_sl
   const int32_t *gy_at;
   II_FN(dcn_taps)(p, w, s, c);
   const real *gy = load_gy(p, w, row * a->C + g * p->D, c->count, &gy_at);
-  scatter_all(p, w, ii_dcn_padded(s->taps), gy, gy_at);
+  scatter_all(p, w, s->taps, gy, gy_at);
   bool off_in_place = s->in_place && a->goffset && !a->acc_goffset;
   bool mask_in_place = s->in_place && a->gmask && !a->acc_gmask;
   real *goff = off_in_place ? (real *)a->goffset + off : w->goff;
@@ -256,7 +256,7 @@ static void store_gx_row(const ii_dcn_plan *p, real *slab, int64_t parts, int64_
 #pragma omp simd
     for (int64_t i = 0; i < a->W * p->wide; i++) sum[i] += sum[r * apart + i];
   int64_t at = (n * a->H + h) * a->W * a->C + b * p->block * p->D;
-  if (p->wide == a->C && p->D == p->Dp)
+  if (p->block == a->G && p->wide == a->C)
     store(a->x_dtype, a->acc_gx, a->gx, at, a->W * a->C, sum);
   else if (p->D == p->Dp)
     for (int64_t i = 0; i < a->W; i++)
@@ -274,7 +274,7 @@ static void store_gx_row(const ii_dcn_plan *p, real *slab, int64_t parts, int64_
 static void backward_parts(const ii_dcn_plan *p, ii_dcn_work *work, int threads, int64_t parts,
                            int64_t wave, real *slabs) {
   const ii_dcn_args *a = p->a;
-  const int64_t size = p->pixels * p->Dp;
+  const int64_t size = p->pixels * p->wide;
 #pragma omp parallel num_threads(threads)
   {
     ii_dcn_work w = work[omp_get_thread_num()];
@@ -328,7 +328,7 @@ int II_FN(dcn_bwd)(ii_kctx *k, const ii_dcn_args *a) {
   }
   int64_t wave = 4 * k->threads / (a->G * parts) + 1;
   if (wave > a->N) wave = a->N;
-  size_t bytes = (size_t)(wave * a->G * parts * p.pixels * p.Dp) * sizeof(real);
+  size_t bytes = (size_t)(wave * a->G * parts * p.pixels * p.wide) * sizeof(real);
   real *slabs = ii_cpu_scratch(k, 1, bytes);
   if (!slabs) return 1;
   backward_parts(&p, work, k->threads, parts, wave, slabs);
