@@ -35,26 +35,30 @@ static inline __attribute__((always_inline)) ii_vec fold4(const ii_vec *v) {
 }
 
 /* The four dot products of one tap, as II_VEC/4 partial sums each, and its additions to the
- * gradient of x. v, gv: the top left corner in slab and gslab; cw: its four weights; nv: vectors
- * (constant). */
+ * gradient of x. v, gv: the top left corner in slab and gslab; cw: its four weights, `cap` elements
+ * apart; nv: vectors (constant). */
 static inline __attribute__((always_inline)) ii_vec one_tap(const real *v, real *gv, const real *cw,
-                                                            const real *gy, const int nv,
-                                                            int64_t Dp, int64_t below) {
+                                                            int64_t cap, const real *gy,
+                                                            const int nv, int64_t wide,
+                                                            int64_t below) {
   ii_vec s[4];
-  for (int j = 0; j < nv; j++, v += II_VEC, gv += II_VEC, gy += II_VEC) {
-    ii_vec g = *(const ii_vec *)gy;
-    ii_vec p[4] = {g * *(const ii_vec *)v, g * *(const ii_vec *)(v + Dp),
-                   g * *(const ii_vec *)(v + below), g * *(const ii_vec *)(v + below + Dp)};
+  const real *u = v + below;
+  real *gu = gv + below;
+  for (int j = 0; j < nv; j++) {
+    const int64_t at = j * II_VEC;
+    ii_vec g = *(const ii_vec *)(gy + at);
+    ii_vec p[4] = {g * *(const ii_vec *)(v + at), g * *(const ii_vec *)(v + wide + at),
+                   g * *(const ii_vec *)(u + at), g * *(const ii_vec *)(u + wide + at)};
     for (int c = 0; c < 4; c++) {
       if (j == 0)
         s[c] = p[c];
       else
         s[c] += p[c];
     }
-    *(ii_vec *)gv += g * cw[0];
-    *(ii_vec *)(gv + Dp) += g * cw[1];
-    *(ii_vec *)(gv + below) += g * cw[2];
-    *(ii_vec *)(gv + below + Dp) += g * cw[3];
+    *(ii_vec *)(gv + at) += g * cw[0];
+    *(ii_vec *)(gv + wide + at) += g * cw[cap];
+    *(ii_vec *)(gu + at) += g * cw[2 * cap];
+    *(ii_vec *)(gu + wide + at) += g * cw[3 * cap];
   }
   return fold4(s);
 }
@@ -62,19 +66,18 @@ static inline __attribute__((always_inline)) ii_vec one_tap(const real *v, real 
 /* All taps of a chunk, nv vectors of channels (a constant): w->s (=, or += where add) and gslab. */
 static inline __attribute__((always_inline)) void
 scatter(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv, const bool add,
-        int64_t taps, const real *gy, int64_t step) {
+        int64_t taps, const real *gy, const int32_t *gy_at) {
   enum { TAPS = II_VEC_BYTES / sizeof(real) / 4 }; /* whose dot products fill a vector */
-  const int64_t Dp = p->Dp, below = p->line * p->Dp;
+  const int64_t wide = p->wide, below = p->line * wide, cap = p->cap;
   const real *slab = w->slab + first, *cw = w->w;
   real *gslab = w->gslab + first, *out = w->s;
-  const int32_t *at = w->at, *pixel = p->pixel_of_tap;
-  for (int64_t t = 0; t < taps; t += TAPS, at += TAPS, pixel += TAPS, cw += 4 * TAPS) {
+  const int32_t *at = w->at;
+  for (int64_t t = 0; t < taps; t += TAPS) {
     ii_vec f[4] = {0};
 #pragma GCC unroll 4
-    for (int i = 0; i < TAPS; i++) {
-      int64_t v = at[i] * Dp;
-      f[i] = one_tap(slab + v, gslab + v, cw + 4 * i, gy + pixel[i] * step, nv, Dp, below);
-    }
+    for (int i = 0; i < TAPS; i++)
+      f[i] = one_tap(slab + at[t + i], gslab + at[t + i], cw + t + i, cap, gy + gy_at[t + i], nv,
+                     wide, below);
     ii_vec sum = TAPS == 4 ? fold4(f) : TAPS == 2 ? fold(f[0], f[1]) : f[0];
     if (add)
       *(ii_vec *)(out + 4 * t) += sum;
@@ -83,20 +86,20 @@ scatter(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t first, const int nv,
   }
 }
 
-/* All channels of a chunk. */
-static void scatter_all(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t count, const real *gy,
-                        int64_t step) {
-  int64_t taps = ii_dcn_padded(p, count), c = 0, left = p->Dp / II_VEC;
+/* All channels of a chunk of `taps` taps. */
+static void scatter_all(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t taps, const real *gy,
+                        const int32_t *gy_at) {
+  int64_t c = 0, left = p->Dp / II_VEC;
   if (left >= 4)
-    scatter(p, w, 0, 4, false, taps, gy, step), c = 4 * II_VEC, left -= 4;
+    scatter(p, w, 0, 4, false, taps, gy, gy_at), c = 4 * II_VEC, left -= 4;
   else if (left >= 2)
-    scatter(p, w, 0, 2, false, taps, gy, step), c = 2 * II_VEC, left -= 2;
+    scatter(p, w, 0, 2, false, taps, gy, gy_at), c = 2 * II_VEC, left -= 2;
   else if (left)
-    scatter(p, w, 0, 1, false, taps, gy, step), left = 0;
+    scatter(p, w, 0, 1, false, taps, gy, gy_at), left = 0;
   else
     memset(w->s, 0, (size_t)taps * 4 * sizeof(real));
-  for (; left >= 2; left -= 2, c += 2 * II_VEC) scatter(p, w, c, 2, true, taps, gy + c, step);
-  if (left) scatter(p, w, c, 1, true, taps, gy + c, step);
+  for (; left >= 2; left -= 2, c += 2 * II_VEC) scatter(p, w, c, 2, true, taps, gy + c, gy_at);
+  if (left) scatter(p, w, c, 1, true, taps, gy + c, gy_at);
 }
 
 /* v, or +0 where the mask is 0. A plain selection would make the compiler load v's operands only
@@ -110,16 +113,16 @@ static inline real keep(real v, bits mask) {
   return u.f;
 }
 
-/* gm and goff of `end` taps from their dot products; taps without a sample get zeros, whatever gy
- * holds. */
-static void tap_gradients(const ii_dcn_plan *p, ii_dcn_work *w, int64_t end) {
+/* gm and goff of a chunk's taps from their dot products; taps without a sample get zeros, whatever
+ * gy holds. */
+static void tap_gradients(const ii_dcn_plan *p, const ii_dcn_work *w, const ii_dcn_slot *of,
+                          real *restrict goff, real *restrict gm) {
   const real scale = p->scale;
   const int32_t nowhere = ii_dcn_nowhere(p);
-  const real *restrict s = w->s, *restrict m = w->m, *restrict lx = w->lx, *restrict ly = w->ly;
+  const real *restrict s = w->s, *restrict m = of->m, *restrict lx = w->lx, *restrict ly = w->ly;
   const int32_t *restrict at = w->at;
-  real *restrict goff = w->goff, *restrict gm = w->gm;
 #pragma omp simd
-  for (int64_t t = 0; t < end; t++) {
+  for (int64_t t = 0; t < of->taps; t++) {
     real tl = s[4 * t], tr = s[4 * t + 1], bl = s[4 * t + 2], br = s[4 * t + 3];
     real x = lx[t], y = ly[t], sm = scale * m[t];
     real sum = (1 - y) * ((1 - x) * tl + x * tr) + y * ((1 - x) * bl + x * br);
@@ -141,97 +144,104 @@ static void softmax_gradient(int64_t K, int64_t count, const real *m, real *gm) 
   }
 }
 
-/* Stores (or adds) a list of n values at each of `count` places `step` apart. */
-static inline __attribute__((always_inline)) void store_list(ii_dtype t, bool add, void *dst,
-                                                             int64_t at, int64_t step,
-                                                             int64_t count, int64_t n,
-                                                             const real *src) {
-  for (int64_t i = 0; i < count; i++) {
-    const real *v = src + i * n;
-    if (t == II_REAL_DTYPE) {
-      real *d = (real *)dst + at + i * step;
-      if (add)
-        for (int64_t j = 0; j < n; j++) d[j] += v[j];
-      else
-        memcpy(d, v, (size_t)n * sizeof(real));
-    } else {
-      uint16_t *d = (uint16_t *)dst + at + i * step;
+/* Stores (or adds) n values. */
+static inline __attribute__((always_inline)) void store(ii_dtype t, bool add, void *dst, int64_t at,
+                                                        int64_t n, const real *v) {
+  if (t == II_REAL_DTYPE) {
+    real *d = (real *)dst + at;
+    if (add)
+      for (int64_t j = 0; j < n; j++) d[j] += v[j];
+    else
+      memcpy(d, v, (size_t)n * sizeof(real));
+  } else {
+    uint16_t *d = (uint16_t *)dst + at;
 #pragma omp simd
-      for (int64_t j = 0; j < n; j++)
-        d[j] = ii_f32_to_bf16((float)v[j] + (add ? ii_bf16_to_f32(d[j]) : 0));
-    }
+    for (int64_t j = 0; j < n; j++)
+      d[j] = ii_f32_to_bf16((float)v[j] + (add ? ii_bf16_to_f32(d[j]) : 0));
   }
 }
 
-static void store_taps(const ii_dcn_plan *p, ii_dcn_work *w, int64_t row, int64_t g,
-                       int64_t count) {
-  const ii_dcn_args *a = p->a;
-  int64_t off = ii_dcn_offset_at(a, row, g), mask = ii_dcn_mask_at(a, row, g);
-  bool usual = p->K == 9 && a->goffset && a->gmask && !a->acc_goffset && !a->acc_gmask;
-  if (usual && a->om_dtype == II_REAL_DTYPE) { /* sizes known: two or three moves each */
-    store_list(II_REAL_DTYPE, false, a->goffset, off, a->offset_row, count, 18, w->goff);
-    store_list(II_REAL_DTYPE, false, a->gmask, mask, a->mask_row, count, 9, w->gm);
-    return;
-  }
-  if (usual) {
-    store_list(II_BF16, false, a->goffset, off, a->offset_row, count, 18, w->goff);
-    store_list(II_BF16, false, a->gmask, mask, a->mask_row, count, 9, w->gm);
-    return;
-  }
-  if (a->goffset)
-    store_list(a->om_dtype, a->acc_goffset, a->goffset, off, a->offset_row, count, p->K * 2,
-               w->goff);
-  if (a->gmask)
-    store_list(a->om_dtype, a->acc_gmask, a->gmask, mask, a->mask_row, count, p->K, w->gm);
+/* A list of n values for each of groups places of each of count pixels. */
+static inline __attribute__((always_inline)) void store_list(ii_dtype t, bool add, void *dst,
+                                                             int64_t at, int64_t row, int64_t count,
+                                                             int64_t group, int64_t groups,
+                                                             int64_t n, const real *v) {
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t g = 0; g < groups; g++, v += n) store(t, add, dst, at + i * row + g * group, n, v);
 }
 
-/* gy of `count` pixels with Dp channels each: in place, or in w->rows. A chunk that is shorter than
- * the others is copied too, because the taps that pad its list may read any pixel of a full one. */
+/* The same; places side by side are taken together. */
+static void store_lists(ii_dtype t, bool add, void *dst, int64_t at, int64_t row, int64_t count,
+                        int64_t group, int64_t groups, int64_t n, const real *v) {
+  if (group == n || groups == 1) {
+    n *= groups;
+    groups = 1;
+    if (row == n) n *= count, count = 1;
+  }
+  if (n == 18 && !add) /* sizes known: two or three moves each */
+    store_list(t, false, dst, at, row, count, group, groups, 18, v);
+  else if (n == 9 && !add)
+    store_list(t, false, dst, at, row, count, group, groups, 9, v);
+  else
+    store_list(t, add, dst, at, row, count, group, groups, n, v);
+}
+
+/* gy of a chunk, whose first element is at: in place, or in w->rows; *gy_at: where in it a tap's
+ * channels start. A chunk that is shorter than the others is copied too, because the taps that pad
+ * its list may read any pixel of a full one. */
 static const real *load_gy(const ii_dcn_plan *p, ii_dcn_work *w, int64_t at, int64_t count,
-                           int64_t *step) {
+                           const int32_t **gy_at) {
   const ii_dcn_args *a = p->a;
-  *step = a->C;
+  *gy_at = p->gy_at[0];
   if (a->x_dtype == II_REAL_DTYPE && p->D == p->Dp && count == p->chunk)
     return (const real *)a->gy + at;
-  *step = p->Dp;
-  for (int64_t i = 0; i < count; i++) {
-    real *row = w->rows + i * p->Dp;
-    const real *v = a->x_dtype == II_BF16 && p->D == 16
-                        ? ii_row_in(II_BF16, a->gy, at + i * a->C, 16, row)
-                        : ii_row_in(a->x_dtype, a->gy, at + i * a->C, p->D, row);
-    if (v != row) memcpy(row, v, (size_t)p->D * sizeof(real));
-    for (int64_t d = p->D; d < p->Dp; d++) row[d] = 0;
-  }
+  *gy_at = p->gy_at[1];
+  const int64_t groups = p->D == p->Dp ? 1 : p->block, n = p->D == p->Dp ? p->channels : p->D;
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t g = 0; g < groups; g++) {
+      real *row = w->rows + i * p->channels + g * p->Dp;
+      const real *v = ii_row_in(a->x_dtype, a->gy, at + i * a->C + g * n, n, row);
+      if (v != row) memcpy(row, v, (size_t)n * sizeof(real));
+      for (int64_t d = n; d < p->Dp; d++) row[d] = 0;
+    }
   return w->rows;
 }
 
-/* A chunk whose offsets are in slot; its slabs are w->slab and w->gslab. */
-static void backward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, int slot, const ii_dcn_chunk *c) {
+/* A chunk whose offsets are in s. */
+static void backward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, const ii_dcn_slot *s,
+                           const ii_dcn_chunk *c) {
   const ii_dcn_args *a = p->a;
-  int64_t row = (c->n * a->Ho + c->ho) * a->Wo + c->wo, step;
-  II_FN(dcn_taps)(p, w, slot, c);
-  const real *gy = load_gy(p, w, row * a->C + c->g * p->D, c->count, &step);
-  scatter_all(p, w, c->count, gy, step);
-  tap_gradients(p, w, ii_dcn_padded(p, c->count));
-  if (a->softmax) softmax_gradient(p->K, c->count, w->m, w->gm);
-  store_taps(p, w, row, c->g, c->count);
+  const int64_t row = (c->n * a->Ho + c->ho) * a->Wo + c->wo, g = c->b * p->block;
+  const int64_t off = ii_dcn_offset_at(a, row, g), mask = ii_dcn_mask_at(a, row, g);
+  const int32_t *gy_at;
+  II_FN(dcn_taps)(p, w, s, c);
+  const real *gy = load_gy(p, w, row * a->C + g * p->D, c->count, &gy_at);
+  scatter_all(p, w, s->taps, gy, gy_at);
+  bool off_in_place = s->in_place && a->goffset && !a->acc_goffset;
+  bool mask_in_place = s->in_place && a->gmask && !a->acc_gmask;
+  real *goff = off_in_place ? (real *)a->goffset + off : w->goff;
+  real *gm = mask_in_place ? (real *)a->gmask + mask : w->gm;
+  tap_gradients(p, w, s, goff, gm);
+  if (a->softmax) softmax_gradient(p->K, c->count * p->block, s->m, gm);
+  if (a->goffset && !off_in_place)
+    store_lists(a->om_dtype, a->acc_goffset, a->goffset, off, a->offset_row, c->count,
+                a->offset_group, p->block, 2 * p->K, goff);
+  if (a->gmask && !mask_in_place)
+    store_lists(a->om_dtype, a->acc_gmask, a->gmask, mask, a->mask_row, c->count, a->mask_group,
+                p->block, p->K, gm);
 }
 
 /* Output rows [h0,h1) of block b of image n: goffset, gmask, and the sums in w->gslab. */
 static void backward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b, int64_t h0,
                           int64_t h1) {
-  const int64_t size = p->pixels * p->Dp;
-  memset(w->gslab, 0, (size_t)(ii_dcn_groups(p, b) * size) * sizeof(real));
-  ii_dcn_work one = *w; /* looks at one group */
+  memset(w->gslab, 0, (size_t)(p->pixels * p->wide) * sizeof(real));
   if (h0 >= h1) return;
   ii_dcn_chunk c = ii_dcn_first(p, n, b, h0), next = c;
-  II_FN(dcn_fetch)(p, &one, 0, &c);
+  II_FN(dcn_fetch)(p, &w->slot[0], &c);
   for (int slot = 0;; slot ^= 1, c = next) {
-    bool more = ii_dcn_next(p, b, h1, &next);
-    if (more) II_FN(dcn_fetch)(p, &one, slot ^ 1, &next);
-    one.slab = w->slab + (c.g - b * p->block) * size;
-    one.gslab = w->gslab + (c.g - b * p->block) * size;
-    backward_chunk(p, &one, slot, &c);
+    bool more = ii_dcn_next(p, h1, &next);
+    if (more) II_FN(dcn_fetch)(p, &w->slot[slot ^ 1], &next);
+    backward_chunk(p, w, &w->slot[slot], &c);
     if (!more) return;
   }
 }
@@ -241,27 +251,21 @@ static void backward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64
 static void store_gx_row(const ii_dcn_plan *p, real *slab, int64_t parts, int64_t apart, int64_t n,
                          int64_t b, int64_t h) {
   const ii_dcn_args *a = p->a;
-  const int64_t groups = ii_dcn_groups(p, b), size = p->pixels * p->Dp;
-  real *sum = slab + ((h + 1) * p->line + 1) * p->Dp;
-  for (int64_t r = 1; r < parts; r++) /* then a block is one group */
+  real *sum = slab + ((h + 1) * p->line + 1) * p->wide;
+  for (int64_t r = 1; r < parts; r++)
 #pragma omp simd
-    for (int64_t i = 0; i < a->W * p->Dp; i++) sum[i] += sum[r * apart + i];
+    for (int64_t i = 0; i < a->W * p->wide; i++) sum[i] += sum[r * apart + i];
   int64_t at = (n * a->H + h) * a->W * a->C + b * p->block * p->D;
-  if (p->D == II_VEC && a->x_dtype == II_REAL_DTYPE && !a->acc_gx) {
+  if (p->block == a->G && p->wide == a->C)
+    store(a->x_dtype, a->acc_gx, a->gx, at, a->W * a->C, sum);
+  else if (p->D == p->Dp)
     for (int64_t i = 0; i < a->W; i++)
-      for (int64_t g = 0; g < groups; g++)
-        *(ii_vec *)((real *)a->gx + at + i * a->C + g * II_VEC) =
-            *(const ii_vec *)(sum + i * II_VEC + g * size);
-    return;
-  }
-  for (int64_t i = 0; i < a->W; i++)
-    for (int64_t g = 0; g < groups; g++)
-      if (p->D == 16 && a->x_dtype == II_BF16 && !a->acc_gx)
-        store_list(II_BF16, false, a->gx, at + i * a->C + g * 16, 0, 1, 16,
-                   sum + i * p->Dp + g * size);
-      else
-        store_list(a->x_dtype, a->acc_gx, a->gx, at + i * a->C + g * p->D, 0, 1, p->D,
-                   sum + i * p->Dp + g * size);
+      store(a->x_dtype, a->acc_gx, a->gx, at + i * a->C, p->channels, sum + i * p->wide);
+  else
+    for (int64_t i = 0; i < a->W; i++)
+      for (int64_t g = 0; g < p->block; g++)
+        store(a->x_dtype, a->acc_gx, a->gx, at + i * a->C + g * p->D, p->D,
+              sum + i * p->wide + g * p->Dp);
 }
 
 /* Few groups and many threads: the rows of a group are split into `parts`, whose slabs are added in
@@ -270,7 +274,7 @@ static void store_gx_row(const ii_dcn_plan *p, real *slab, int64_t parts, int64_
 static void backward_parts(const ii_dcn_plan *p, ii_dcn_work *work, int threads, int64_t parts,
                            int64_t wave, real *slabs) {
   const ii_dcn_args *a = p->a;
-  const int64_t size = p->pixels * p->Dp;
+  const int64_t size = p->pixels * p->wide;
 #pragma omp parallel num_threads(threads)
   {
     ii_dcn_work w = work[omp_get_thread_num()];
@@ -324,7 +328,7 @@ int II_FN(dcn_bwd)(ii_kctx *k, const ii_dcn_args *a) {
   }
   int64_t wave = 4 * k->threads / (a->G * parts) + 1;
   if (wave > a->N) wave = a->N;
-  size_t bytes = (size_t)(wave * a->G * parts * p.pixels * p.Dp) * sizeof(real);
+  size_t bytes = (size_t)(wave * a->G * parts * p.pixels * p.wide) * sizeof(real);
   real *slabs = ii_cpu_scratch(k, 1, bytes);
   if (!slabs) return 1;
   backward_parts(&p, work, k->threads, parts, wave, slabs);

@@ -2,75 +2,86 @@
 #include <omp.h>
 #include "kernels/cpu/dcn.h"
 
-/* y[pixel] = sum over taps and corners of weight * slab, for nv vectors of channels (a constant).
- */
+/* y[pixel] = sum over taps and corners of weight * slab, for nv vectors of channels of each group
+ * from `first` on; pixels and groups of y are `step` and `apart` elements apart. nv and K are
+ * constants where it matters. */
 static inline __attribute__((always_inline)) void sample(const ii_dcn_plan *p, const ii_dcn_work *w,
-                                                         int64_t first, const int nv, int64_t count,
-                                                         real *y, int64_t step) {
-  const int64_t Dp = p->Dp, below = p->line * p->Dp, K = p->K;
-  const real *slab = w->slab + first;
-  const real *cw = w->w;
+                                                         int64_t first, const int nv,
+                                                         const int64_t K, int64_t count, real *y,
+                                                         int64_t step, int64_t apart) {
+  const int64_t wide = p->wide, below = p->line * wide;
+  const real *slab = w->slab + first, *slab_below = slab + below;
+  const real *tl = w->w, *tr = tl + p->cap, *bl = tr + p->cap, *br = bl + p->cap;
   const int32_t *at = w->at;
   for (int64_t i = 0; i < count; i++) {
-    /* a sum for each corner: additions of one tap do not wait for each other */
-    ii_vec sum[4][4] = {0};
-    for (int64_t k = 0; k < K; k++, at++, cw += 4) {
-      const real *v = slab + *at * Dp;
-      for (int j = 0; j < nv; j++) {
-        const real *q = v + j * II_VEC;
-        sum[j][0] += *(const ii_vec *)q * cw[0];
-        sum[j][1] += *(const ii_vec *)(q + Dp) * cw[1];
-        sum[j][2] += *(const ii_vec *)(q + below) * cw[2];
-        sum[j][3] += *(const ii_vec *)(q + below + Dp) * cw[3];
+    for (int64_t g = 0; g < p->block; g++, at += K, tl += K, tr += K, bl += K, br += K) {
+      /* a sum for each corner: additions of one tap do not wait for each other */
+      ii_vec sum[4][4] = {0};
+#pragma GCC unroll 9
+      for (int64_t k = 0; k < K; k++) {
+        const real *v = slab + at[k], *u = slab_below + at[k];
+        for (int j = 0; j < nv; j++, v += II_VEC, u += II_VEC) {
+          sum[j][0] += *(const ii_vec *)v * tl[k];
+          sum[j][1] += *(const ii_vec *)(v + wide) * tr[k];
+          sum[j][2] += *(const ii_vec *)u * bl[k];
+          sum[j][3] += *(const ii_vec *)(u + wide) * br[k];
+        }
       }
+      for (int j = 0; j < nv; j++)
+        *(ii_vec *)(y + i * step + g * apart + j * II_VEC) =
+            (sum[j][0] + sum[j][1]) + (sum[j][2] + sum[j][3]);
     }
-    for (int j = 0; j < nv; j++)
-      *(ii_vec *)(y + i * step + j * II_VEC) = (sum[j][0] + sum[j][1]) + (sum[j][2] + sum[j][3]);
   }
 }
 
 /* All channels of a chunk. */
 static void sample_all(const ii_dcn_plan *p, const ii_dcn_work *w, int64_t count, real *y,
-                       int64_t step) {
-  int64_t c = 0, left = p->Dp / II_VEC;
-  for (; left >= 4; left -= 4, c += 4 * II_VEC) sample(p, w, c, 4, count, y + c, step);
-  for (; left >= 2; left -= 2, c += 2 * II_VEC) sample(p, w, c, 2, count, y + c, step);
-  if (left) sample(p, w, c, 1, count, y + c, step);
-}
-
-/* A chunk whose offsets are in slot; its slab is w->slab. */
-static void forward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, int slot, const ii_dcn_chunk *c) {
-  const ii_dcn_args *a = p->a;
-  int64_t y = ((c->n * a->Ho + c->ho) * a->Wo + c->wo) * a->C + c->g * p->D;
-  II_FN(dcn_taps)(p, w, slot, c);
-  if (a->x_dtype == II_REAL_DTYPE && p->D == p->Dp) {
-    sample_all(p, w, c->count, (real *)a->y + y, a->C);
+                       int64_t step, int64_t apart) {
+  int64_t c = 0, left = p->Dp / II_VEC, K = p->K;
+  if (left == 1 && K == 9) {
+    sample(p, w, 0, 1, 9, count, y, step, apart);
     return;
   }
-  sample_all(p, w, c->count, w->rows, p->Dp);
-  for (int64_t i = 0; i < c->count; i++) {
-    const real *row = w->rows + i * p->Dp;
-    if (a->x_dtype == II_REAL_DTYPE)
-      memcpy((real *)a->y + y + i * a->C, row, (size_t)p->D * sizeof(real));
-    else if (p->D == 16)
-      ii_row_out(II_BF16, a->y, y + i * a->C, 16, row);
-    else
-      ii_row_out(II_BF16, a->y, y + i * a->C, p->D, row);
+  for (; left >= 4; left -= 4, c += 4 * II_VEC) sample(p, w, c, 4, K, count, y + c, step, apart);
+  for (; left >= 2; left -= 2, c += 2 * II_VEC) sample(p, w, c, 2, K, count, y + c, step, apart);
+  if (left) sample(p, w, c, 1, K, count, y + c, step, apart);
+}
+
+/* A chunk whose offsets are in s. */
+static void forward_chunk(const ii_dcn_plan *p, ii_dcn_work *w, const ii_dcn_slot *s,
+                          const ii_dcn_chunk *c) {
+  const ii_dcn_args *a = p->a;
+  int64_t y = ((c->n * a->Ho + c->ho) * a->Wo + c->wo) * a->C + c->b * p->block * p->D;
+  II_FN(dcn_taps)(p, w, s, c);
+  if (a->x_dtype == II_REAL_DTYPE && p->D == p->Dp) {
+    sample_all(p, w, c->count, (real *)a->y + y, a->C, p->D);
+    return;
+  }
+  sample_all(p, w, c->count, w->rows, p->channels, p->Dp);
+  for (int64_t i = 0; i < c->count; i++, y += a->C) {
+    const real *row = w->rows + i * p->channels;
+    if (p->D == p->Dp) {
+      ii_row_out(II_BF16, a->y, y, p->channels, row);
+      continue;
+    }
+    for (int64_t g = 0; g < p->block; g++, row += p->Dp)
+      if (a->x_dtype == II_REAL_DTYPE)
+        memcpy((real *)a->y + y + g * p->D, row, (size_t)p->D * sizeof(real));
+      else
+        ii_row_out(II_BF16, a->y, y + g * p->D, p->D, row);
   }
 }
 
 /* Output rows [h0,h1) of block b of image n. */
 static void forward_rows(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b, int64_t h0,
                          int64_t h1) {
-  ii_dcn_work one = *w; /* looks at one group */
   if (h0 >= h1) return;
   ii_dcn_chunk c = ii_dcn_first(p, n, b, h0), next = c;
-  II_FN(dcn_fetch)(p, &one, 0, &c);
+  II_FN(dcn_fetch)(p, &w->slot[0], &c);
   for (int slot = 0;; slot ^= 1, c = next) {
-    bool more = ii_dcn_next(p, b, h1, &next);
-    if (more) II_FN(dcn_fetch)(p, &one, slot ^ 1, &next);
-    one.slab = w->slab + (c.g - b * p->block) * p->pixels * p->Dp;
-    forward_chunk(p, &one, slot, &c);
+    bool more = ii_dcn_next(p, h1, &next);
+    if (more) II_FN(dcn_fetch)(p, &w->slot[slot ^ 1], &next);
+    forward_chunk(p, w, &w->slot[slot], &c);
     if (!more) return;
   }
 }
