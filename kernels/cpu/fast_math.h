@@ -1,10 +1,10 @@
 /* exp, the normal distribution and the logistic function for inner loops. The float versions are
  * branch-free polynomials, so that loops over them vectorise; the double versions are libm's.
  * All pass NaN through. The coefficients are our own minimax fits (weighted least squares, Lawson's
- * iteration; Mills' ratio against double). Measured errors, relative unless said, against double over a
- * dense sample of all floats:
- *   exp 8.5e-8; sigmoid 2.0e-7; gelu 4.0e-7 for x > -5, 5.0e-7 for x > -12, and at most 1.4e-7 |x|;
- *   slope of gelu 1.4e-7 absolute, 6.4e-7 relative for -12 < x < -1. */
+ * iteration; Mills' ratio against double). Measured errors, relative unless said, against double
+ * over a dense sample of all floats: exp 8.5e-8; sigmoid 2.0e-7; gelu 4.0e-7 for x > -5, 5.0e-7 for
+ * x > -12, and at most 1.4e-7 |x|; slope of gelu 1.4e-7 absolute, 6.4e-7 relative for -12 < x < -1.
+ */
 #ifndef II_FAST_MATH_H
 #define II_FAST_MATH_H
 #include <tgmath.h>
