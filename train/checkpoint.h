@@ -82,7 +82,7 @@ ii_status ii_checkpoint_open_newest(const char *dir, ii_h5 **file,
                                     void (*skipped)(void *user, const char *why), void *user,
                                     ii_error *err);
 
-/* After checkpoint-<step>.h5 has been written: removes all but it and the keep - 1 newest before it,
+/* After checkpoint-<step>.h5 has been written: removes all but it and the keep - 1 newest before,
  * those of later steps (a resumed run only leaves them behind when they are damaged; counted, they
  * would drive out the good ones), and what interrupted writes left. best.h5 stays.
  * Errors: II_ERR_IO. */

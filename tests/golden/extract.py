@@ -13,6 +13,7 @@ CASES = {
                     "k3x5_pad1x2_stride2x1"],
     "dcnv4_op.h5": ["k3_c64_g1", "k3_removecenter_softmax_stride2"],
     "modules.h5": ["dcnv3_k5_pad2", "dcnv4_dw5_cfs", "dcnv4_nopointwise"],
+    "backbones.h5": ["internimage_s_like"],
     "droppath.h5": ["internimage_t_like"],
     "fullsize.h5": ["h_real_clip_head"],
     "train_curves.h5": ["t_like_accum2"],
