@@ -3,6 +3,7 @@
  * declares for each of them
  *
  *     int ii_cpu_<kernel>(ii_kctx *k, const <args> *a);
+ *     int ii_cuda_<kernel>(ii_kctx *k, const <args> *a);   (builds with a CUDA engine)
  *
  * which returns 0, or nonzero with one sentence in k->error (a library failed, no memory).
  *
@@ -10,13 +11,17 @@
  * - Tensors are contiguous and row-major, images are N,H,W,C. Buffers do not overlap unless said.
  * - a->real is II_F32 or II_F64: the type of weights' gradients, norm parameters, biases,
  *   statistics and of every accumulation. Each activation has its own type (x_dtype, y_dtype, ...):
- *   with real = II_F32 it is II_F32 or II_BF16, with real = II_F64 it is II_F64. A gradient of an
+ *   with real = II_F32 it is II_F32 or II_BF16 (CUDA: or II_F16), with real = II_F64 it is II_F64;
+ *   the 16-bit activations of one call have the same type. A gradient of an
  *   activation has the activation's type; the gradient of a parameter has type `real`.
  * - Forward kernels overwrite their outputs completely. Backward kernels compute the gradients
  *   whose pointers are not NULL; each such g<name> has a flag acc_<name>: false overwrites, true
  *   adds to what is there. What they read besides gy is said at each struct ("bwd reads").
  * - Sizes may be zero: then nothing is read, and outputs of nonzero size (sums) become zero.
- * - Results are the same from run to run for a given k->threads. Results for one image do not
+ * - CUDA: pointers are device pointers, work is queued on the engine's stream, and a call returns
+ *   before it is done. Pointers are aligned to their element type at least.
+ * - Results are the same from run to run for a given k->threads (CUDA: except dcn_bwd's gx, whose
+ *   order of additions is free unless k->deterministic). Results for one image do not
  *   depend on the other images of the batch, except in batch_norm, in gradients of parameters, and
  *   in the last bits of bf16 matrix products with sums of thousands of terms (linear, bmm), whose
  *   order oneDNN chooses by all sizes of the product.
@@ -28,13 +33,18 @@
 #include <stdint.h>
 #include "kernels/dtype.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum { II_CPU = 0, II_CUDA } ii_device;
 
 /* What a kernel needs to know about where it runs. Owned by the autograd context. */
 typedef struct ii_kctx {
   ii_device device;
-  int threads;  /* CPU: OpenMP threads to use */
-  void *engine; /* the engine's own state: library handles, primitive cache, scratch memory */
+  int threads;        /* CPU: OpenMP threads to use */
+  bool deterministic; /* CUDA: no atomics whose order changes the result */
+  void *engine;       /* the engine's own state: library handles, primitive cache, scratch memory */
   char error[512];
 } ii_kctx;
 
@@ -306,7 +316,8 @@ typedef struct {
   bool acc_gx;
 } ii_ce_args;
 
-/* y = x converted to y_dtype, n elements; accumulate adds to y. Any of F32, F64, BF16 on both sides
+/* y = x converted to y_dtype, n elements; accumulate adds to y. Any of F32, F64, BF16 (CUDA: and
+ * F16) on both sides
  * (real decides the intermediate type only when one side is F64). */
 typedef struct {
   ii_dtype real, x_dtype, y_dtype;
@@ -382,8 +393,13 @@ typedef struct {
   const void *p;
 } ii_ema_args;
 
-#define II_KERNEL(name, args) int ii_cpu_##name(ii_kctx *k, const args *a);
+#define II_KERNEL(name, args)                                                                      \
+  int ii_cpu_##name(ii_kctx *k, const args *a);                                                    \
+  int ii_cuda_##name(ii_kctx *k, const args *a);
 #include "kernels/kernels.def"
 #undef II_KERNEL
 
+#ifdef __cplusplus
+}
+#endif
 #endif
