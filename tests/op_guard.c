@@ -1,5 +1,5 @@
 #include "op_guard.h"
-#include "op_guard_buffers.h"
+#include "kernels/buffers.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -110,7 +110,7 @@ static void fill_grad(const ii_buf *b, int index, unsigned char *p, const void *
 /* Copies of the buffers of `given`, whose pointers are put into `args` (a copy of the given
  * struct). only >= 0: all gradients but this one are NULL. */
 static void prepare(call *c, int kernel, void *args, acc_mode mode, int only) {
-  c->n = ii_guard_buffers(kernel, args, c->b);
+  c->n = ii_kernel_buffers(kernel, args, c->b);
   for (int i = 0; i < c->n; i++) {
     ii_buf *b = &c->b[i];
     const void *original = *b->at;
@@ -242,7 +242,7 @@ static int guarded(ii_kctx *k, int kernel, const void *args, size_t size, kernel
   void *original[II_BUFS_MAX];
   assert_true(size <= sizeof first_args);
   memcpy(first_args, args, size);
-  int n = ii_guard_buffers(kernel, first_args, list);
+  int n = ii_kernel_buffers(kernel, first_args, list);
   if (!guard_is_on || in_place(list, n)) return real(k, args);
   bool has_gradients = false;
   for (int i = 0; i < n; i++) {

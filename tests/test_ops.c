@@ -15,7 +15,7 @@
  * by name (cmocka's filter, with * and ?). */
 #include "op_cases.h"
 #include "op_guard.h"
-#include "op_guard_buffers.h"
+#include "kernels/buffers.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

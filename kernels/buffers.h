@@ -1,7 +1,8 @@
 /* The buffers of every kernel: where the pointer is in its argument struct, how many elements of
- * which type it has, and what the kernel may do with it, as kernels/kernels.h says. */
-#ifndef II_TEST_OP_GUARD_BUFFERS_H
-#define II_TEST_OP_GUARD_BUFFERS_H
+ * which type it has, and what the kernel may do with it, as kernels/kernels.h says. For tests and
+ * self-tests, which run any kernel by its number. */
+#ifndef II_BUFFERS_H
+#define II_BUFFERS_H
 #include "kernels/kernels.h"
 
 typedef enum {
@@ -32,6 +33,6 @@ enum {
 };
 
 /* Fills b with the buffers of a call; pointers that are NULL are left out. Returns how many. */
-int ii_guard_buffers(int kernel, void *args, ii_buf *b);
+int ii_kernel_buffers(int kernel, void *args, ii_buf *b);
 
 #endif

@@ -1,4 +1,4 @@
-#include "op_guard_buffers.h"
+#include "kernels/buffers.h"
 
 typedef struct {
   ii_buf *b;
@@ -344,6 +344,12 @@ static void simple(list *l, int kernel, void *args) {
   } else if (kernel == II_K_fill) {
     ii_fill_args *a = args;
     OUT(y, a->y_dtype, a->n);
+  } else if (kernel == II_K_keep) {
+    ii_keep_args *a = args;
+    OUT(y, a->real, a->n);
+  } else if (kernel == II_K_shift) {
+    ii_shift_args *a = args;
+    STATE(y, a->real, a->n);
   } else if (kernel == II_K_sumsq) {
     ii_sumsq_args *a = args;
     IN(x, a->real, a->n);
@@ -368,7 +374,7 @@ static void simple(list *l, int kernel, void *args) {
     eltwise(&l, args, true, from_y);                                                               \
     break;
 
-int ii_guard_buffers(int kernel, void *args, ii_buf *b) {
+int ii_kernel_buffers(int kernel, void *args, ii_buf *b) {
   list l = {b, 0};
   switch (kernel) {
     PAIR(linear, linear)
