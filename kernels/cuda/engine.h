@@ -1,10 +1,10 @@
-/* State of the CUDA engine behind ii_kctx.engine, for kernels/cuda/*.cu alone. */
+/* State of the CUDA engine behind ii_kctx.engine, for the .cu files alone. */
 #ifndef II_CUDA_ENGINE_H
 #define II_CUDA_ENGINE_H
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 #include <cudnn.h>
-#include "kernels/device.h"
+#include "kernels/cuda/device_calls.h"
 
 #define II_CUDA_SLOTS 8
 
@@ -31,7 +31,10 @@ typedef struct {
 static inline ii_cuda_engine *ii_cuda(const ii_kctx *k) {
   return (ii_cuda_engine *)k->engine;
 }
+/* The stream for kernels. Also makes the engine's GPU the thread's current one, which launches and
+ * library calls go by; a failure of that surfaces at the launch. */
 static inline cudaStream_t ii_cuda_stream(const ii_kctx *k) {
+  cudaSetDevice(ii_cuda(k)->device);
   return ii_cuda(k)->stream;
 }
 static inline int ii_cuda_sm_count(const ii_kctx *k) {
@@ -49,7 +52,8 @@ enum {
   II_SLOT_A,             /* operands of another layout or type */
   II_SLOT_B,
   II_SLOT_C,
-  II_SLOT_DCN
+  II_SLOT_DCN,
+  II_SLOT_BIAS           /* gemm.cu: biases in the type of the product */
 };
 
 /* After a launch: 0, or 1 with the error in k->error. */
@@ -61,10 +65,6 @@ int ii_cuda_error(ii_kctx *k, const char *fmt, ...) __attribute__((format(printf
 /* Freed when the engine closes; each in the file that fills it. */
 void ii_conv_plans_free(ii_cuda_engine *e);
 void ii_matmul_plans_free(ii_cuda_engine *e);
-
-/* The engine's side of kernels/device.h. */
-int ii_cuda_engine_open(ii_kctx *k, const ii_engine_options *o);
-void ii_cuda_engine_close(ii_kctx *k);
 
 /* out[n] (+)= column sums of x[rows,n] of type x_dtype, in type real; two stages, deterministic.
  * column_sums.cu. Uses II_SLOT_REDUCE. */
