@@ -12,8 +12,9 @@ ii_status ii_device_parse(const char *s, ii_device *out, ii_error *err) {
 }
 
 ii_ctx *ii_ctx_open(const ii_ctx_options *o, ii_error *err) {
-  if (o->device != II_CPU) {
-    ii_error_set(err, II_ERR_UNSUPPORTED, "this version has no CUDA engine yet: use --device cpu");
+  if (o->device == II_CPU && o->compute == II_F16) {
+    ii_error_set(err, II_ERR_UNSUPPORTED,
+                 "the CPU engine does not compute in fp16: use bf16 or none, or --device cuda");
     return NULL;
   }
   ii_ctx *c = calloc(1, sizeof *c);
@@ -21,18 +22,21 @@ ii_ctx *ii_ctx_open(const ii_ctx_options *o, ii_error *err) {
     ii_error_set(err, II_ERR_MEMORY, "out of host memory");
     return NULL;
   }
-  if (ii_cpu_engine_open(&c->k, o->threads)) {
-    ii_error_set(err, II_ERR_DEVICE, "the CPU engine could not be opened: %s", c->k.error);
+  const ii_engine_options e = {o->device, o->index, o->threads, o->deterministic};
+  c->k.device = o->device;
+  if (!(o->plan && o->device == II_CUDA) && ii_engine_open(&c->k, &e)) {
+    ii_error_set(err, II_ERR_DEVICE, "%s", c->k.error);
     free(c);
     return NULL;
   }
-  ii_pool_init(&c->pool, o->plan);
+  ii_pool_init(&c->pool, o->plan ? NULL : &c->k);
   c->real = o->real;
   c->compute = o->compute;
   c->plan = o->plan;
   c->seed = o->seed;
   II_ASSERT(o->real == II_F32 || o->real == II_F64, "real type %d", (int)o->real);
-  II_ASSERT(o->compute == o->real || (o->real == II_F32 && o->compute == II_BF16),
+  II_ASSERT(o->compute == o->real ||
+                (o->real == II_F32 && (o->compute == II_BF16 || o->compute == II_F16)),
             "compute type %s with real type %s", ii_dtype_name(o->compute), ii_dtype_name(o->real));
   return c;
 }

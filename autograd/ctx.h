@@ -19,8 +19,9 @@ typedef struct ii_ctx {
   ii_error err;
   ii_pool pool;
   ii_dtype real; /* type of parameters, statistics, losses: II_F32, or II_F64 for reference runs */
-  ii_dtype compute; /* type that matmul, convolution and DCN run in: real, or II_BF16 under mixed
-                       precision; the residual stream, norms and losses stay in `real` */
+  ii_dtype compute; /* type that matmul, convolution and DCN run in: real, or II_BF16 or (CUDA)
+                       II_F16 under mixed precision; the residual stream, norms and losses stay in
+                       `real` */
   bool plan;        /* allocate, do not compute */
   bool training;    /* drop path active, batch norm on batch statistics */
   bool recording;   /* ops record tape nodes */
@@ -44,10 +45,12 @@ typedef struct ii_ctx {
 
 typedef struct {
   ii_device device;
-  int threads;      /* 0: as many as this process may use */
-  ii_dtype real;    /* II_F32 or II_F64 */
-  ii_dtype compute; /* = real, or II_BF16 */
-  bool plan;
+  int index;          /* CUDA: which GPU */
+  int threads;        /* CPU: 0 means as many as this process may use */
+  bool deterministic; /* CUDA: results the same from run to run, bit for bit */
+  ii_dtype real;      /* II_F32 or II_F64 */
+  ii_dtype compute;   /* = real, or with II_F32 also II_BF16 or (CUDA) II_F16 */
+  bool plan;          /* of any device, on any machine */
   uint64_t seed;
 } ii_ctx_options;
 

@@ -15,11 +15,18 @@ enum {
 bool ii_kernel_begin(ii_ctx *c, double *t0);
 void ii_kernel_end(ii_ctx *c, int kernel, double t0, int status);
 
+#if II_HAVE_CUDA
+#define II_ENGINE_CALL(name, k, a)                                                                 \
+  ((k)->device == II_CUDA ? ii_cuda_##name(k, a) : ii_cpu_##name(k, a))
+#else
+#define II_ENGINE_CALL(name, k, a) ii_cpu_##name(k, a)
+#endif
+
 #define II_KERNEL(name, args)                                                                      \
   static inline void ii_run_##name(ii_ctx *c, const args *a) {                                     \
     double t0;                                                                                     \
     if (!ii_kernel_begin(c, &t0)) return;                                                          \
-    ii_kernel_end(c, II_KERNEL_##name, t0, ii_cpu_##name(&c->k, a));                               \
+    ii_kernel_end(c, II_KERNEL_##name, t0, II_ENGINE_CALL(name, &c->k, a));                        \
   }
 #include "kernels/kernels.def"
 #undef II_KERNEL

@@ -1,7 +1,6 @@
 #include "autograd/pool.h"
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -14,7 +13,7 @@
 #define HUGE_PAGE ((size_t)2 << 20)
 
 typedef struct ii_chunk {
-  struct ii_chunk *next;
+  struct ii_chunk *next, *prev;
   ii_block *first;
   void *memory;
   size_t size;
@@ -24,9 +23,20 @@ static size_t round_up(size_t n, size_t to) {
   return (n + to - 1) / to * to;
 }
 
-void ii_pool_init(ii_pool *p, bool plan) {
+/* Memory that the sanitizer's tools know: free blocks are marked, so that a use after release is
+ * seen. */
+static void mark_free(const ii_pool *p, const void *data, size_t bytes) {
+  if (data && p->k->device == II_CPU) ASAN_POISON_MEMORY_REGION(data, bytes);
+}
+
+static void mark_used(const ii_pool *p, const void *data, size_t bytes) {
+  if (data && p->k->device == II_CPU) ASAN_UNPOISON_MEMORY_REGION(data, bytes);
+}
+
+void ii_pool_init(ii_pool *p, ii_kctx *k) {
   memset(p, 0, sizeof *p);
-  p->plan = plan;
+  p->k = k;
+  p->exact = k && ii_device_exact(k);
 }
 
 static void free_list_add(ii_pool *p, ii_block *b) {
@@ -60,20 +70,22 @@ static void block_recycle(ii_pool *p, ii_block *b) {
   p->spare = b;
 }
 
-/* Adds a chunk that holds at least `bytes`, as one free block. */
+/* Adds a chunk for at least `bytes`, as one free block. */
 static ii_block *add_chunk(ii_pool *p, size_t bytes, ii_error *err) {
   size_t size = round_up(bytes > CHUNK_MIN ? bytes : CHUNK_MIN, HUGE_PAGE);
   ii_chunk *c = calloc(1, sizeof *c);
   ii_block *b = block_struct(p);
   if (p->limit && p->reserved + (int64_t)size > p->limit) size = round_up(bytes, HUGE_PAGE);
+  if (p->exact) size = bytes;
   bool too_much = p->limit && p->reserved + (int64_t)size > p->limit;
   void *memory = NULL;
-  if (c && b && !too_much && !p->plan) {
-    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED)
-      too_much = true;
-    else
-      madvise(memory, size, MADV_HUGEPAGE); /* only a hint: its result does not matter */
+  if (c && b && !too_much && p->k) {
+    too_much = ii_device_alloc(p->k, size, &memory);
+    /* a GPU may have room for this block, but not for a whole chunk */
+    if (too_much && size > round_up(bytes, HUGE_PAGE)) {
+      size = round_up(bytes, HUGE_PAGE);
+      too_much = ii_device_alloc(p->k, size, &memory);
+    }
   }
   if (!c || !b || too_much) {
     free(c);
@@ -88,13 +100,15 @@ static ii_block *add_chunk(ii_pool *p, size_t bytes, ii_error *err) {
   c->size = size;
   c->first = b;
   c->next = p->chunks;
+  if (p->chunks) p->chunks->prev = c;
   p->chunks = c;
+  b->chunk = c;
   b->data = memory;
-  b->size = size;
+  b->size = round_up(size, II_POOL_ALIGN);
   /* not the real address: a run places its blocks as its plan did, and as every other run does */
   b->address = (uintptr_t)p->reserved;
   p->reserved += (int64_t)size;
-  if (memory) ASAN_POISON_MEMORY_REGION(memory, size);
+  mark_free(p, memory, size);
   free_list_add(p, b);
   return b;
 }
@@ -108,8 +122,8 @@ void ii_pool_destroy(ii_pool *p) {
       free(b);
     }
     if (c->memory) {
-      ASAN_UNPOISON_MEMORY_REGION(c->memory, c->size);
-      munmap(c->memory, c->size);
+      mark_used(p, c->memory, c->size);
+      ii_device_free(p->k, c->memory, c->size);
     }
     free(c);
   }
@@ -134,8 +148,8 @@ static ii_block *best_fit(ii_pool *p, size_t size) {
 
 ii_block *ii_pool_alloc(ii_pool *p, size_t bytes, ii_mem_class use, ii_error *err) {
   size_t size = round_up(bytes ? bytes : 1, II_POOL_ALIGN);
-  ii_block *b = best_fit(p, size);
-  if (!b) b = add_chunk(p, size, err);
+  ii_block *b = p->exact ? NULL : best_fit(p, size);
+  if (!b) b = add_chunk(p, p->exact && bytes ? bytes : size, err);
   if (!b) return NULL;
   if (b->size > size) { /* split: the rest stays free */
     ii_block *rest = block_struct(p);
@@ -145,6 +159,7 @@ ii_block *ii_pool_alloc(ii_pool *p, size_t bytes, ii_mem_class use, ii_error *er
     }
     rest->data = b->data ? (char *)b->data + size : NULL;
     rest->address = b->address + size;
+    rest->chunk = b->chunk;
     rest->size = b->size - size;
     rest->prev = b;
     rest->next = b->next;
@@ -163,7 +178,7 @@ ii_block *ii_pool_alloc(ii_pool *p, size_t bytes, ii_mem_class use, ii_error *er
     memcpy(p->peak_by_class, p->live_by_class, sizeof p->peak_by_class);
   }
   /* exactly what was asked for is accessible, so that sanitizers see an overrun of one byte */
-  if (b->data) ASAN_UNPOISON_MEMORY_REGION(b->data, bytes);
+  mark_used(p, b->data, bytes);
   return b;
 }
 
@@ -181,13 +196,28 @@ static void join_next(ii_pool *p, ii_block *b) {
   block_recycle(p, n);
 }
 
+/* Gives the chunk of a free block that fills it back to the engine. */
+static void drop_chunk(ii_pool *p, ii_block *b) {
+  ii_chunk *c = b->chunk;
+  if (c->next) c->next->prev = c->prev;
+  *(c->prev ? &c->prev->next : &p->chunks) = c->next;
+  p->reserved -= (int64_t)c->size;
+  ii_device_free(p->k, c->memory, c->size);
+  block_recycle(p, b);
+  free(c);
+}
+
 void ii_block_release(ii_block *b) {
   II_ASSERT(b->refs > 0, "refs %d", b->refs);
   if (--b->refs > 0) return;
   ii_pool *p = b->pool;
   p->live -= (int64_t)b->size;
   p->live_by_class[b->use] -= (int64_t)b->size;
-  if (b->data) ASAN_POISON_MEMORY_REGION(b->data, b->size);
+  if (p->exact) {
+    drop_chunk(p, b);
+    return;
+  }
+  mark_free(p, b->data, b->size);
   if (b->next && b->next->refs == 0) {
     free_list_remove(p, b->next);
     join_next(p, b);

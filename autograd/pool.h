@@ -1,4 +1,5 @@
-/* Device memory: a best-fit, coalescing pool over large chunks, one per context.
+/* Device memory: a best-fit, coalescing pool over large chunks of the engine's memory, one per
+ * context.
  *
  * After the first training step every request is served from chunks that are already there, so a
  * warmed-up step asks the system for nothing. Blocks are reference-counted; only tape, scope and
@@ -8,6 +9,7 @@
 #ifndef II_POOL_H
 #define II_POOL_H
 #include "autograd/error.h"
+#include "kernels/device.h"
 #include <stdint.h>
 
 /* What memory is used for, for reports. */
@@ -30,13 +32,15 @@ typedef struct ii_block {
   uintptr_t address;            /* position in an imagined address space, the same in every run */
   struct ii_block *prev, *next; /* neighbours in the chunk */
   struct ii_block *free_prev, *free_next; /* list of free blocks */
+  struct ii_chunk *chunk;
   struct ii_pool *pool;
 } ii_block;
 
 #define II_POOL_ALIGN ((size_t)64)
 
 typedef struct ii_pool {
-  bool plan;
+  ii_kctx *k; /* whose memory; NULL in plan mode */
+  bool exact; /* every block is a chunk of its own, given back at once: see ii_device_exact */
   struct ii_chunk *chunks;
   ii_block *free_list, *spare; /* free blocks; unused ii_block structs */
   int64_t reserved;            /* bytes of all chunks */
@@ -45,8 +49,9 @@ typedef struct ii_pool {
   int64_t limit; /* refuse to reserve more than this; 0: no limit */
 } ii_pool;
 
-/* plan: no memory behind the blocks (data stays NULL). */
-void ii_pool_init(ii_pool *p, bool plan);
+/* k: the open engine whose memory it is; NULL for a plan: no memory behind the blocks (data stays
+ * NULL). */
+void ii_pool_init(ii_pool *p, ii_kctx *k);
 
 /* Gives all chunks back to the system. Every block becomes invalid. */
 void ii_pool_destroy(ii_pool *p);

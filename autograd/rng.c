@@ -1,27 +1,8 @@
 #include "autograd/rng.h"
 #include <math.h>
 
-static inline void mulhilo(uint32_t a, uint32_t b, uint32_t *hi, uint32_t *lo) {
-  uint64_t p = (uint64_t)a * b;
-  *hi = (uint32_t)(p >> 32);
-  *lo = (uint32_t)p;
-}
-
 void ii_philox4x32(const uint32_t key[2], const uint32_t ctr[4], uint32_t out[4]) {
-  uint32_t k0 = key[0], k1 = key[1];
-  uint32_t c0 = ctr[0], c1 = ctr[1], c2 = ctr[2], c3 = ctr[3];
-  for (int round = 0; round < 10; round++) {
-    uint32_t h0, l0, h1, l1;
-    mulhilo(0xD2511F53u, c0, &h0, &l0);
-    mulhilo(0xCD9E8D57u, c2, &h1, &l1);
-    c0 = h1 ^ c1 ^ k0;
-    c1 = l1;
-    c2 = h0 ^ c3 ^ k1;
-    c3 = l0;
-    k0 += 0x9E3779B9u; /* golden ratio */
-    k1 += 0xBB67AE85u; /* sqrt(3) - 1 */
-  }
-  out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
+  ii_philox_block(key, ctr, out);
 }
 
 ii_rng ii_rng_make(uint64_t seed, ii_rng_purpose purpose, uint64_t a, uint64_t b) {
@@ -32,6 +13,10 @@ ii_rng ii_rng_make(uint64_t seed, ii_rng_purpose purpose, uint64_t a, uint64_t b
   ii_philox4x32(key, ctr, id);
   /* 128 mixed bits: 64 become the key, 64 the fixed part of the counter */
   return (ii_rng){.key = {id[0], id[1]}, .ctr = {0, 0, id[2], id[3]}};
+}
+
+ii_philox_stream ii_rng_stream(const ii_rng *r) {
+  return (ii_philox_stream){{r->key[0], r->key[1]}, {r->ctr[2], r->ctr[3]}};
 }
 
 uint32_t ii_rng_u32(ii_rng *r) {

@@ -7,6 +7,7 @@
 #ifndef II_RNG_H
 #define II_RNG_H
 #include <stdint.h>
+#include "kernels/philox.h"
 
 /* What a stream is for; part of the key, so that streams never overlap. */
 typedef enum {
@@ -32,6 +33,9 @@ void ii_philox4x32(const uint32_t key[2], const uint32_t ctr[4], uint32_t out[4]
 /* The stream of (seed, purpose, a, b), at its beginning. The identity is mixed by one Philox call,
  * so nearby seeds and indices give unrelated streams. */
 ii_rng ii_rng_make(uint64_t seed, ii_rng_purpose purpose, uint64_t a, uint64_t b);
+
+/* The same stream from its beginning, for kernels that draw number i by themselves. */
+ii_philox_stream ii_rng_stream(const ii_rng *r);
 
 uint32_t ii_rng_u32(ii_rng *r);                       /* 32 uniform bits */
 double ii_rng_uniform(ii_rng *r);                     /* [0, 1), 53 bits */

@@ -82,9 +82,9 @@ static void add_into(ii_ctx *c, ii_tensor *dst, const ii_tensor *src) {
 static void grad_own(ii_ctx *c, ii_tensor *x) {
   ii_block *old = x->grad->mem;
   if (!old || old->refs == 1) return;
+  ii_tensor shared = *x->grad;
   x->grad->mem = ii_tensor_alloc_block(c, x, II_MEM_ACTIVATION_GRADIENTS);
-  if (x->grad->mem && x->grad->mem->data)
-    memcpy(x->grad->mem->data, old->data, (size_t)ii_numel(x) * ii_dtype_size(x->dtype));
+  ii_tensor_copy(c, x->grad, &shared);
   ii_block_release(old);
 }
 
@@ -111,11 +111,11 @@ void ii_grad_pass(ii_ctx *c, ii_tensor *x, ii_tensor *g) {
             ii_dtype_name(x->dtype));
   if (x->persistent || x->grad) {
     bool acc;
-    void *to = ii_grad_target(c, x, &acc);
+    ii_grad_target(c, x, &acc);
     if (acc)
       add_into(c, x->grad, g);
-    else if (to)
-      memcpy(to, ii_data(g), (size_t)ii_numel(x) * ii_dtype_size(x->dtype));
+    else
+      ii_tensor_copy(c, x->grad, g);
     return;
   }
   x->grad = grad_shell(c, x);
@@ -134,14 +134,27 @@ void ii_tape_walk(ii_ctx *c) {
   }
 }
 
-void ii_backward(ii_ctx *c, ii_tensor *loss, double scale) {
-  II_ASSERT(ii_numel(loss) == 1, "backward from %lld elements", (long long)ii_numel(loss));
-  bool acc, recording = c->recording;
+static void walk_back(ii_ctx *c) {
+  const bool recording = c->recording;
   c->recording = false;
-  void *g = ii_grad_target(c, loss, &acc);
-  if (g) ii_tensor_write_f64(c, loss->grad, &scale);
   ii_tape_walk(c);
   c->recording = recording;
+}
+
+void ii_backward(ii_ctx *c, ii_tensor *loss, double scale) {
+  II_ASSERT(ii_numel(loss) == 1, "backward from %lld elements", (long long)ii_numel(loss));
+  bool acc;
+  void *g = ii_grad_target(c, loss, &acc);
+  if (g)
+    ii_run_fill(c, &(ii_fill_args){
+                       .real = c->real, .y_dtype = loss->dtype, .n = 1, .value = scale, .y = g});
+  walk_back(c);
+}
+
+void ii_backward_seeded(ii_ctx *c, ii_tensor *loss, ii_tensor *seed) {
+  II_ASSERT(ii_numel(loss) == 1, "backward from %lld elements", (long long)ii_numel(loss));
+  ii_grad_pass(c, loss, seed);
+  walk_back(c);
 }
 
 void ii_tape_reset(ii_ctx *c) {
@@ -158,6 +171,6 @@ void ii_ctx_close(ii_ctx *c) {
   ii_arena_destroy(&c->arena);
   free(c->owned);
   ii_pool_destroy(&c->pool);
-  ii_cpu_engine_close(&c->k);
+  ii_engine_close(&c->k);
   free(c);
 }

@@ -50,6 +50,9 @@ void ii_grad_pass(ii_ctx *c, ii_tensor *x, ii_tensor *g);
  * readable in their ->grad until ii_tape_reset. */
 void ii_backward(ii_ctx *c, ii_tensor *loss, double scale);
 
+/* The same with d(loss)/d(loss) = seed, one element of loss's type in device memory. */
+void ii_backward_seeded(ii_ctx *c, ii_tensor *loss, ii_tensor *seed);
+
 /* Ends a step: drops the tape, all op results and their gradients. The error stays. */
 void ii_tape_reset(ii_ctx *c);
 

@@ -6,6 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A failure of the engine's memory functions becomes the context's error. */
+static void device_did(ii_ctx *c, int status) {
+  if (status) ii_error_set(&c->err, II_ERR_DEVICE, "%s", c->k.error);
+}
+
 static void set_shape(ii_tensor *t, ii_dtype dtype, int ndim, const int64_t *shape) {
   II_ASSERT(ndim >= 0 && ndim <= II_MAX_DIMS, "%d dimensions", ndim);
   t->dtype = dtype;
@@ -83,7 +88,8 @@ ii_tensor *ii_tensor_persistent(ii_ctx *c, ii_dtype dtype, int ndim, const int64
     free(t);
     return NULL;
   }
-  if (t->mem->data) memset(t->mem->data, 0, (size_t)ii_numel(t) * ii_dtype_size(dtype));
+  if (t->mem->data)
+    device_did(c, ii_device_zero(&c->k, t->mem->data, (size_t)ii_numel(t) * ii_dtype_size(dtype)));
   return t;
 }
 
@@ -98,46 +104,73 @@ void ii_tensor_free(ii_tensor *t) {
 
 void ii_tensor_read(ii_ctx *c, const ii_tensor *t, void *host) {
   size_t bytes = (size_t)ii_numel(t) * ii_dtype_size(t->dtype);
-  if (c->plan || !t->mem || !t->mem->data)
+  if (c->plan || !ii_data(t))
     memset(host, 0, bytes);
   else
-    memcpy(host, t->mem->data, bytes);
+    device_did(c, ii_device_read(&c->k, host, ii_data(t), bytes));
 }
 
 void ii_tensor_write(ii_ctx *c, ii_tensor *t, const void *host) {
   if (c->plan || !t->mem) return;
-  memcpy(t->mem->data, host, (size_t)ii_numel(t) * ii_dtype_size(t->dtype));
+  device_did(
+      c, ii_device_write(&c->k, ii_data(t), host, (size_t)ii_numel(t) * ii_dtype_size(t->dtype)));
+}
+
+void ii_tensor_copy(ii_ctx *c, ii_tensor *to, const ii_tensor *from) {
+  II_ASSERT(to->dtype == from->dtype && ii_numel(to) == ii_numel(from), "%lld %s into %lld %s",
+            (long long)ii_numel(from), ii_dtype_name(from->dtype), (long long)ii_numel(to),
+            ii_dtype_name(to->dtype));
+  if (c->plan || !ii_data(to) || !ii_data(from)) return;
+  device_did(c, ii_device_copy(&c->k, ii_data(to), ii_data(from),
+                               (size_t)ii_numel(to) * ii_dtype_size(to->dtype)));
+}
+
+/* The tensor's own type in host memory, for the conversions below. */
+static void *staging(const ii_tensor *t) {
+  void *p = malloc((size_t)ii_numel(t) * ii_dtype_size(t->dtype) + 1);
+  II_ASSERT(p, "out of host memory for %lld elements", (long long)ii_numel(t));
+  return p;
 }
 
 void ii_tensor_read_f64(ii_ctx *c, const ii_tensor *t, double *host) {
-  int64_t n = ii_numel(t);
-  const void *p = ii_data(t);
+  const int64_t n = ii_numel(t);
+  if (t->dtype == II_F64) {
+    ii_tensor_read(c, t, host);
+    return;
+  }
+  void *p = staging(t);
+  ii_tensor_read(c, t, p);
   for (int64_t i = 0; i < n; i++) {
-    if (c->plan || !p)
-      host[i] = 0;
-    else if (t->dtype == II_F32)
+    if (t->dtype == II_F32)
       host[i] = ((const float *)p)[i];
-    else if (t->dtype == II_F64)
-      host[i] = ((const double *)p)[i];
     else if (t->dtype == II_BF16)
       host[i] = ii_bf16_to_f32(((const uint16_t *)p)[i]);
+    else if (t->dtype == II_F16)
+      host[i] = ii_f16_to_f32(((const uint16_t *)p)[i]);
     else
       host[i] = ((const int32_t *)p)[i];
   }
+  free(p);
 }
 
 void ii_tensor_write_f64(ii_ctx *c, ii_tensor *t, const double *host) {
-  int64_t n = ii_numel(t);
-  void *p = ii_data(t);
-  if (c->plan || !p) return;
+  const int64_t n = ii_numel(t);
+  if (t->dtype == II_F64) {
+    ii_tensor_write(c, t, host);
+    return;
+  }
+  if (c->plan || !t->mem) return;
+  void *p = staging(t);
   for (int64_t i = 0; i < n; i++) {
     if (t->dtype == II_F32)
       ((float *)p)[i] = (float)host[i];
-    else if (t->dtype == II_F64)
-      ((double *)p)[i] = host[i];
     else if (t->dtype == II_BF16)
       ((uint16_t *)p)[i] = ii_f32_to_bf16((float)host[i]);
+    else if (t->dtype == II_F16)
+      ((uint16_t *)p)[i] = ii_f32_to_f16((float)host[i]);
     else
       ((int32_t *)p)[i] = (int32_t)host[i];
   }
+  ii_tensor_write(c, t, p);
+  free(p);
 }

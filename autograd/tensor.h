@@ -64,7 +64,9 @@ void ii_tensor_free(ii_tensor *t); /* persistent tensors only; NULL is allowed *
  * mode reading gives zeros. */
 void ii_tensor_read(struct ii_ctx *c, const ii_tensor *t, void *host);
 void ii_tensor_write(struct ii_ctx *c, ii_tensor *t, const void *host);
-/* The same with conversion from or to double. */
+/* to = from: same type and number of elements. Does not wait. */
+void ii_tensor_copy(struct ii_ctx *c, ii_tensor *to, const ii_tensor *from);
+/* Read and write with conversion from or to double. */
 void ii_tensor_read_f64(struct ii_ctx *c, const ii_tensor *t, double *host);
 void ii_tensor_write_f64(struct ii_ctx *c, ii_tensor *t, const double *host);
 

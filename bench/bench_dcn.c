@@ -8,7 +8,7 @@
  * least. Offsets are normal with a standard deviation of half a pixel, as in trained models. */
 #include "autograd/rng.h"
 #include "bench/measure.h"
-#include "kernels/kernels.h"
+#include "kernels/device.h"
 #include "train/process.h"
 
 typedef struct {
@@ -168,8 +168,8 @@ int main(int argc, char **argv) {
   }
   if (o.repeat < 1 || o.batch < 1 || o.threads < 0) fail("--repeat and --batch start at 1");
   ii_kctx k;
-  if (ii_cpu_engine_open(&k, o.threads)) fail(k.error);
+  if (ii_engine_open(&k, &(ii_engine_options){.threads = o.threads})) fail(k.error);
   run(&k, &o);
-  ii_cpu_engine_close(&k);
+  ii_engine_close(&k);
   return 0;
 }

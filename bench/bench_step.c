@@ -163,7 +163,7 @@ static void print_memory(const ii_ctx *c) {
   printf(", \"peak_mib\": %.1f, \"reserved_mib\": %.1f, \"scratch_mib\": %.1f, "
          "\"peak_rss_mib\": %.1f, \"memory_mib\": {",
          (double)c->pool.peak * mib, (double)c->pool.reserved * mib,
-         (double)ii_cpu_engine_scratch_bytes(&c->k) * mib, (double)u.ru_maxrss / 1024);
+         (double)ii_engine_scratch_bytes(&c->k) * mib, (double)u.ru_maxrss / 1024);
   for (int i = 0; i < II_MEM_CLASSES; i++)
     printf("%s\"%s\": %.1f", i ? ", " : "", ii_mem_class_name((ii_mem_class)i),
            (double)c->pool.peak_by_class[i] * mib);

@@ -35,7 +35,6 @@ static int allowed_processors(void) {
 }
 
 int ii_cpu_engine_open(ii_kctx *k, int threads) {
-  memset(k, 0, sizeof *k);
   k->device = II_CPU;
   if (threads < 0) return ii_kernel_error(k, "cpu engine: %d threads asked for", threads);
   k->threads = threads > 0 ? threads : allowed_processors();

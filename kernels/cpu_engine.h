@@ -5,6 +5,14 @@
 
 #define II_SCRATCH_SLOTS 8
 
+/* Opens the CPU engine: k->device, k->threads (0 asks for all processors this process may use) and
+ * k->engine are set. Returns 0, or nonzero with k->error. */
+int ii_cpu_engine_open(ii_kctx *k, int threads);
+/* Releases everything that ii_cpu_engine_open and the kernels allocated. */
+void ii_cpu_engine_close(ii_kctx *k);
+/* Bytes of scratch memory the engine holds for its kernels, for memory reports. */
+int64_t ii_cpu_engine_scratch_bytes(const ii_kctx *k);
+
 /* Scratch memory of at least `bytes`, 64-byte aligned, uninitialised, valid until the same slot is
  * asked for again. Grows and stays, so a warmed-up step allocates nothing. NULL (k->error set) when
  * memory is exhausted. Call outside parallel regions. */

@@ -32,6 +32,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "kernels/dtype.h"
+#include "kernels/philox.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -47,14 +48,6 @@ typedef struct ii_kctx {
   void *engine;       /* the engine's own state: library handles, primitive cache, scratch memory */
   char error[512];
 } ii_kctx;
-
-/* Opens the CPU engine: k->device, k->threads (0 asks for all processors this process may use) and
- * k->engine are set. Returns 0, or nonzero with k->error. */
-int ii_cpu_engine_open(ii_kctx *k, int threads);
-/* Releases everything that ii_cpu_engine_open and the kernels allocated. */
-void ii_cpu_engine_close(ii_kctx *k);
-/* Bytes of scratch memory the engine holds for its kernels, for memory reports. */
-int64_t ii_cpu_engine_scratch_bytes(const ii_kctx *k);
 
 /* y[rows,out] = x[rows,in] w[out,in]^T + b[out].  b may be NULL.
  * x, y, w have type x_dtype; b has type real.
@@ -336,6 +329,24 @@ typedef struct {
   void *y;
   bool accumulate;
 } ii_copy2d_args;
+
+/* y[i] = 1/(1-rate) or 0 for i < n: stochastic depth keeps sample i when uniform number i of the
+ * stream is >= rate (< 1). y of type real. */
+typedef struct {
+  ii_dtype real;
+  int64_t n;
+  double rate;
+  ii_philox_stream stream;
+  void *y;
+} ii_keep_args;
+
+/* y[i] += value, n elements of type real. */
+typedef struct {
+  ii_dtype real;
+  int64_t n;
+  double value;
+  void *y;
+} ii_shift_args;
 
 /* ---- Not differentiated: used by the optimizer and by gradient bookkeeping. ---- */
 

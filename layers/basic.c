@@ -1,7 +1,7 @@
 #include "layers/basic.h"
+#include "autograd/kernel_call.h"
 #include "autograd/rng.h"
 #include <math.h>
-#include <stdlib.h>
 
 ii_init ii_init_trunc_normal(void) {
   return (ii_init){II_INIT_TRUNC_NORMAL, 0.02};
@@ -74,10 +74,8 @@ ii_batch_norm_layer ii_batch_norm_build(const ii_builder *b, int64_t channels) {
 
 ii_tensor *ii_batch_norm_forward(ii_ctx *c, const ii_batch_norm_layer *l, ii_tensor *x) {
   if (c->training && !c->recomputing && ii_ok(c)) { /* a batch that is recomputed counts once */
-    double count;
-    ii_tensor_read_f64(c, l->batches, &count);
-    count += 1;
-    ii_tensor_write_f64(c, l->batches, &count);
+    ii_run_shift(c,
+                 &(ii_shift_args){.real = c->real, .n = 1, .value = 1, .y = ii_data(l->batches)});
   }
   return ii_batch_norm(c, x, l->weight, l->bias, l->running_mean, l->running_var, 1e-5, 0.1);
 }
@@ -97,11 +95,10 @@ ii_tensor *ii_mlp_forward(ii_ctx *c, const ii_mlp_layer *l, ii_tensor *x) {
 ii_tensor *ii_drop_path(ii_ctx *c, int64_t N, double rate) {
   if (rate <= 0 || !c->training) return NULL;
   ii_tensor *keep = ii_tensor_new(c, c->real, 1, &N);
-  double *host = malloc((size_t)(N ? N : 1) * sizeof *host);
-  II_ASSERT(host, "out of host memory for %lld samples", (long long)N);
-  ii_rng r = ii_rng_make(c->seed, II_RNG_DROP_PATH, c->step, c->draw++);
-  for (int64_t n = 0; n < N; n++) host[n] = ii_rng_uniform(&r) >= rate ? 1.0 / (1.0 - rate) : 0.0;
-  ii_tensor_write_f64(c, keep, host);
-  free(host);
+  const ii_rng r = ii_rng_make(c->seed, II_RNG_DROP_PATH, c->step, c->draw++);
+  ii_run_keep(
+      c,
+      &(ii_keep_args){
+          .real = c->real, .n = N, .rate = rate, .stream = ii_rng_stream(&r), .y = ii_data(keep)});
   return keep;
 }

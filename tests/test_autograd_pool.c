@@ -7,6 +7,8 @@
 #include <string.h>
 #include <cmocka.h>
 
+static ii_kctx cpu; /* memory of the CPU engine needs nothing to be open */
+
 #define KIB ((size_t)1024)
 #define MIB (KIB * KIB)
 
@@ -20,7 +22,7 @@ static ii_block *take(ii_pool *p, size_t bytes) {
 
 static void neighbours_join(void **state) {
   ii_pool p;
-  ii_pool_init(&p, false);
+  ii_pool_init(&p, &cpu);
   ii_block *b[3];
   for (int i = 0; i < 3; i++) b[i] = take(&p, 8 * MIB);
   uintptr_t first = b[0]->address;
@@ -43,7 +45,7 @@ static void neighbours_join(void **state) {
 
 static void best_fit(void **state) {
   ii_pool p;
-  ii_pool_init(&p, false);
+  ii_pool_init(&p, &cpu);
   static const size_t sizes[] = {128, 64, 96, 64, 96}; /* KiB of the holes */
   ii_block *hole[5], *wall[5];
   for (int i = 0; i < 5; i++) {
@@ -72,7 +74,7 @@ static void best_fit(void **state) {
 static void references_and_accounts(void **state) {
   ii_pool p;
   ii_error err = {0};
-  ii_pool_init(&p, false);
+  ii_pool_init(&p, &cpu);
   ii_block *a = ii_pool_alloc(&p, 1000, II_MEM_PARAMETERS, &err);
   ii_block *b = ii_pool_alloc(&p, 0, II_MEM_INPUT, &err);
   assert_non_null(a);
@@ -99,7 +101,7 @@ static void limit(void **state) {
   for (int plan = 0; plan < 2; plan++) {
     ii_pool p;
     ii_error err = {0};
-    ii_pool_init(&p, plan);
+    ii_pool_init(&p, plan ? NULL : &cpu);
     p.limit = 48 * MIB;
     ii_block *a = ii_pool_alloc(&p, 20 * MIB, II_MEM_ACTIVATIONS, &err);
     assert_non_null(a);
@@ -121,7 +123,7 @@ static void limit(void **state) {
 static void limit_is_used_up(void **state) {
   ii_pool p;
   ii_error err = {0};
-  ii_pool_init(&p, true);
+  ii_pool_init(&p, NULL);
   p.limit = 40 * MIB;
   ii_block *a = ii_pool_alloc(&p, 32 * MIB, II_MEM_ACTIVATIONS, &err);
   ii_block *b = ii_pool_alloc(&p, 7 * MIB, II_MEM_ACTIVATIONS, &err);
@@ -146,8 +148,8 @@ static void check(const ii_block *b, size_t bytes, int slot) {
  * and place is the same. */
 static void random_requests_in_plan_and_reality(void **state) {
   ii_pool real, plan;
-  ii_pool_init(&real, false);
-  ii_pool_init(&plan, true);
+  ii_pool_init(&real, &cpu);
+  ii_pool_init(&plan, NULL);
   ii_block *a[SLOTS] = {0}, *b[SLOTS] = {0};
   size_t bytes[SLOTS];
   ii_error err = {0};

@@ -1,8 +1,9 @@
 /* Kernels of the optimizer and of gradient norms: guarded runs at ragged sizes, and sums that do
  * not depend on the number of threads. Their values are tested in test_optimizer.c. */
 #include "op_guard.h"
-#include "op_guard_buffers.h"
+#include "kernels/buffers.h"
 #include "autograd/rng.h"
+#include "kernels/device.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,7 +16,7 @@ static const int64_t sizes[] = {0, 1, 7, 31, 33, 71, 1025, 65535, 65536, 65537, 
 enum { SIZES = sizeof sizes / sizeof *sizes, BUFFERS = 5 };
 
 static void open_engine(ii_kctx *k, int threads) {
-  if (ii_cpu_engine_open(k, threads)) fail_msg("%s", k->error);
+  if (ii_engine_open(k, &(ii_engine_options){.threads = threads})) fail_msg("%s", k->error);
 }
 
 static void *numbers(ii_dtype t, int64_t n, uint64_t stream, bool positive) {
@@ -53,8 +54,8 @@ static void sum_of_squares(void **state) {
       assert_true(fabs(sum[0] - (double)want) <= 1e-13 * (double)want);
       free(x);
     }
-  ii_cpu_engine_close(&k[0]);
-  ii_cpu_engine_close(&k[1]);
+  ii_engine_close(&k[0]);
+  ii_engine_close(&k[1]);
 }
 
 /* Element-wise, so the same bits for every number of threads. */
@@ -98,8 +99,8 @@ static void updates(void **state) {
   ii_guard_on(false);
   assert_true(ii_guard_checked(II_K_adamw) && ii_guard_checked(II_K_sgd) &&
               ii_guard_checked(II_K_ema));
-  ii_cpu_engine_close(&k[0]);
-  ii_cpu_engine_close(&k[1]);
+  ii_engine_close(&k[0]);
+  ii_engine_close(&k[1]);
 }
 
 int main(void) {

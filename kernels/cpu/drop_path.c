@@ -1,0 +1,17 @@
+/* Masks of stochastic depth, and counters. */
+#include "kernels/cpu/cpu.h"
+
+int II_FN(keep)(ii_kctx *k, const ii_keep_args *a) {
+  real *y = a->y;
+  for (int64_t i = 0; i < a->n; i++) {
+    const double u = (double)ii_philox_uniform53(&a->stream, (uint64_t)i) * 0x1p-53;
+    y[i] = u >= a->rate ? (real)(1.0 / (1.0 - a->rate)) : 0;
+  }
+  return 0;
+}
+
+int II_FN(shift)(ii_kctx *k, const ii_shift_args *a) {
+  real *y = a->y;
+  for (int64_t i = 0; i < a->n; i++) y[i] += (real)a->value;
+  return 0;
+}

@@ -1,0 +1,36 @@
+/* The CUDA engine's side of kernels/device.h: each function is what the one of the same name there
+ * says, for k->device == II_CUDA. */
+#ifndef II_CUDA_DEVICE_CALLS_H
+#define II_CUDA_DEVICE_CALLS_H
+#include "kernels/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+int ii_cuda_engine_open(ii_kctx *k, const ii_engine_options *o);
+void ii_cuda_engine_close(ii_kctx *k);
+int64_t ii_cuda_engine_scratch_bytes(const ii_kctx *k);
+int ii_cuda_alloc(ii_kctx *k, size_t bytes, void **p);
+void ii_cuda_free(ii_kctx *k, void *p);
+bool ii_cuda_exact(void);
+int ii_cuda_memory(ii_kctx *k, int64_t *free_bytes, int64_t *total_bytes);
+int ii_cuda_write(ii_kctx *k, void *dst, const void *host, size_t bytes);
+int ii_cuda_read(ii_kctx *k, void *host, const void *src, size_t bytes);
+int ii_cuda_copy(ii_kctx *k, void *dst, const void *src, size_t bytes);
+int ii_cuda_zero(ii_kctx *k, void *dst, size_t bytes);
+int ii_cuda_sync(ii_kctx *k);
+int ii_cuda_host_alloc(ii_kctx *k, size_t bytes, void **p);
+void ii_cuda_host_free(ii_kctx *k, void *p);
+int ii_cuda_transfer_init(ii_kctx *k, ii_transfer *t);
+void ii_cuda_transfer_destroy(ii_kctx *k, ii_transfer *t);
+int ii_cuda_transfer_start(ii_kctx *k, ii_transfer *t, void *dst, const void *host, size_t bytes);
+int ii_cuda_transfer_acquire(ii_kctx *k, ii_transfer *t);
+int ii_cuda_transfer_release(ii_kctx *k, ii_transfer *t);
+int ii_cuda_transfer_host_done(ii_kctx *k, ii_transfer *t);
+int ii_cuda_transfer_fetch(ii_kctx *k, ii_transfer *t, void *host, const void *src, size_t bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
