@@ -8,13 +8,14 @@
 
 namespace {
 
-template <typename X, typename Y, typename R, bool accumulate> struct cast {
+template <typename X, typename Y, typename R> struct cast {
   const X *x;
   Y *y;
+  bool accumulate;
   template <int V> __device__ __forceinline__ void run(int64_t i) const {
     R v[V];
     ii_get(x + i, v);
-    ii_put_or_add<V, accumulate>(y + i, v);
+    ii_put_or_add(y + i, v, accumulate);
   }
 };
 
@@ -23,11 +24,7 @@ template <typename X, typename Y, typename R> int run_cast(ii_kctx *k, const ii_
   const X *x = (const X *)a->x;
   Y *y = (Y *)a->y;
   const bool aligned = ii_flat_aligned<V>(x) && ii_flat_aligned<V>(y);
-  if (a->accumulate) {
-    const cast<X, Y, R, true> f = {x, y};
-    return ii_flat_run<V>(k, a->n, aligned, f);
-  }
-  const cast<X, Y, R, false> f = {x, y};
+  const cast<X, Y, R> f = {x, y, a->accumulate};
   return ii_flat_run<V>(k, a->n, aligned, f);
 }
 

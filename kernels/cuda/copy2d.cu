@@ -23,12 +23,11 @@ template <typename T, int V> struct add_unit {
   static __device__ __forceinline__ void run(ii_vec<T, V> *y, const ii_vec<T, V> *x) {
     ii_real_of<T> v[V];
     ii_get((const T *)x, v);
-    ii_put_or_add<V, true>((T *)y, v);
+    ii_put_or_add((T *)y, v, true);
   }
 };
 
-template <typename U, typename F>
-__global__ void __launch_bounds__(THREADS) rows_kernel(const extent e, const U *x, U *y) {
+template <typename U, typename F> __global__ void rows_kernel(const extent e, const U *x, U *y) {
   const int64_t column = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
   const int64_t column_step = (int64_t)gridDim.y * blockDim.x;
   const int64_t row_step = (int64_t)gridDim.x * blockDim.y;

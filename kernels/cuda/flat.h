@@ -48,9 +48,9 @@ __device__ __forceinline__ void ii_put(T *p, const R (&r)[V]) {
   }
 }
 
-/* p[0..V) = r, or += r (in R). */
-template <int V, bool add, typename R, typename T>
-__device__ __forceinline__ void ii_put_or_add(T *p, R (&r)[V]) {
+/* p[0..V) = r, or += r (in R) if `add`, which is the same for all threads. */
+template <int V, typename R, typename T>
+__device__ __forceinline__ void ii_put_or_add(T *p, R (&r)[V], bool add) {
   if (add) {
     R old[V];
     ii_get(p, old);
@@ -70,11 +70,27 @@ template <typename A, typename B> struct ii_flat_width {
   static constexpr int n = 16 / (int)(sizeof(A) < sizeof(B) ? sizeof(A) : sizeof(B));
 };
 
+/* Whether one call may have activations of both types: they are the same, or one is fp32 and the
+ * other has 16 bits. */
+template <typename A, typename B> struct ii_mixable { static constexpr bool ok = false; };
+template <typename A> struct ii_mixable<A, A> { static constexpr bool ok = true; };
+template <> struct ii_mixable<float, ii_f16> { static constexpr bool ok = true; };
+template <> struct ii_mixable<ii_f16, float> { static constexpr bool ok = true; };
+template <> struct ii_mixable<float, ii_bf16> { static constexpr bool ok = true; };
+template <> struct ii_mixable<ii_bf16, float> { static constexpr bool ok = true; };
+
+/* Blocks for work of rows x length items: x over rows, y over pieces of a row, in loops. */
+static inline dim3 ii_grid_rows(const ii_kctx *k, int64_t rows, int64_t length, int threads) {
+  const int64_t most = (int64_t)ii_cuda_sm_count(k) * 32;
+  const int64_t x = rows < most ? rows : most, room = ii_ceil_div(most, x);
+  const int64_t pieces = ii_ceil_div(length, threads), y = pieces < room ? pieces : room;
+  return dim3((unsigned)x, (unsigned)(y < 65535 ? y : 65535), 1);
+}
+
 namespace {
 
 /* f.run<V>(i) for i = 0, V, 2V, ..., f.run<1>(i) for the tail. */
-template <int V, typename F>
-__global__ void __launch_bounds__(II_FLAT_THREADS) ii_flat_kernel(int64_t n, const F f) {
+template <int V, typename F> __global__ void ii_flat_kernel(int64_t n, const F f) {
   const int64_t first = (int64_t)blockIdx.x * II_FLAT_THREADS + threadIdx.x;
   const int64_t step = (int64_t)gridDim.x * II_FLAT_THREADS, whole = n / V;
   for (int64_t i = first; i < whole; i += step) f.template run<V>(i * V);
