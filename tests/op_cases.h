@@ -37,7 +37,16 @@ typedef struct {
   double scale; /* 0 means 1 */
 } op_input;
 
-typedef enum { MODE_F64 = 0, MODE_F32, MODE_BF16, MODE_MIXED, MODE_COUNT } op_mode;
+/* The last two on CUDA alone. */
+typedef enum {
+  MODE_F64 = 0,
+  MODE_F32,
+  MODE_BF16,
+  MODE_MIXED, /* bf16, inputs of the real type */
+  MODE_F16,
+  MODE_MIXED_F16,
+  MODE_COUNT
+} op_mode;
 
 enum {
   CASE_WHOLE_BATCH = 1,   /* images depend on each other (batch norm, mean losses) */
@@ -76,7 +85,12 @@ int64_t op_input_numel(const op_input *in);
 /* Draws all inputs of a case; in[i] is malloc'ed (NULL for IN_NONE). */
 void op_draw_inputs(const op_case *k, ii_rng *r, double **in);
 
-/* The context of a mode (opened on first use); threads 1 or 2. */
+/* The engine under test: cpu, or what the variable II_TEST_DEVICE says. */
+ii_device op_device(void);
+/* How many of the modes it has. */
+op_mode op_modes(void);
+
+/* The context of a mode on that engine (opened on first use; deterministic); threads 1 or 2. */
 ii_ctx *op_ctx(op_mode mode, int threads);
 void op_ctx_close_all(void);
 

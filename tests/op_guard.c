@@ -1,5 +1,6 @@
 #include "op_guard.h"
 #include "kernels/buffers.h"
+#include "kernels/device.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -33,6 +34,7 @@ static double value(ii_dtype t, const void *p, int64_t i) {
   if (t == II_F32) return ((const float *)p)[i];
   if (t == II_F64) return ((const double *)p)[i];
   if (t == II_BF16) return ii_bf16_to_f32(((const uint16_t *)p)[i]);
+  if (t == II_F16) return ii_f16_to_f32(((const uint16_t *)p)[i]);
   return ((const int32_t *)p)[i];
 }
 
@@ -43,19 +45,22 @@ static void set_value(ii_dtype t, void *p, int64_t i, double v) {
     ((double *)p)[i] = v;
   else if (t == II_BF16)
     ((uint16_t *)p)[i] = ii_f32_to_bf16((float)v);
+  else if (t == II_F16)
+    ((uint16_t *)p)[i] = ii_f32_to_f16((float)v);
   else
     ((int32_t *)p)[i] = (int32_t)v;
 }
 
 /* unit roundoff of a type */
 static double roundoff(ii_dtype t) {
-  return t == II_F64 ? 0x1p-53 : t == II_F32 ? 0x1p-24 : 0x1p-8;
+  return t == II_F64 ? 0x1p-53 : t == II_F32 ? 0x1p-24 : t == II_F16 ? 0x1p-11 : 0x1p-8;
 }
 
 static size_t buf_bytes(const ii_buf *b) {
   return (size_t)b->n * ii_dtype_size(b->dtype);
 }
 
+/* The host's image of a guarded buffer; what the kernel sees is a copy of it in device memory. */
 static unsigned char *guarded_new(size_t bytes) {
   size_t total = (bytes + 2 * GUARD + 63) / 64 * 64;
   unsigned char *p = aligned_alloc(64, total);
@@ -68,6 +73,18 @@ static void guarded_free(void *p) {
   if (p) free((unsigned char *)p - GUARD);
 }
 
+static void engine_did(const ii_kctx *k, int status) {
+  if (status) fail_msg("device memory: %s", k->error);
+}
+
+/* n bytes of device memory in host memory of its own. */
+static void *fetched(ii_kctx *k, const void *from, size_t bytes) {
+  void *p = malloc(bytes + 1);
+  assert_non_null(p);
+  if (from) engine_did(k, ii_device_read(k, p, from, bytes));
+  return p;
+}
+
 static void check_guards(int kernel, const ii_buf *b, int index, const unsigned char *p) {
   size_t bytes = buf_bytes(b);
   for (size_t i = 0; i < GUARD; i++)
@@ -78,10 +95,38 @@ static void check_guards(int kernel, const ii_buf *b, int index, const unsigned 
 
 /* One run: private copies of all buffers. */
 typedef struct {
+  ii_kctx *k;
   int n;
   ii_buf b[II_BUFS_MAX];
-  unsigned char *p[II_BUFS_MAX];
+  unsigned char *p[II_BUFS_MAX]; /* host images, without their guards */
+  void *device[II_BUFS_MAX];     /* the copies that the kernel works on, from their guards on */
+  bool misaligned;               /* they begin one element behind an aligned address */
 } call;
+
+static size_t guarded_bytes(const ii_buf *b) {
+  return buf_bytes(b) + 2 * GUARD;
+}
+
+static size_t shift_of(const call *c, int i) {
+  return c->misaligned ? ii_dtype_size(c->b[i].dtype) : 0;
+}
+
+/* Gives the image to the device; returns the kernel's pointer. */
+static void *upload(call *c, int i) {
+  ii_kctx *k = c->k;
+  engine_did(k, ii_device_alloc(k, guarded_bytes(&c->b[i]) + shift_of(c, i), &c->device[i]));
+  char *at = (char *)c->device[i] + shift_of(c, i);
+  engine_did(k, ii_device_write(k, at, c->p[i] - GUARD, guarded_bytes(&c->b[i])));
+  return at + GUARD;
+}
+
+/* Brings back what the kernel made. */
+static void download(call *c) {
+  for (int i = 0; i < c->n; i++)
+    if (c->p[i])
+      engine_did(c->k, ii_device_read(c->k, c->p[i] - GUARD, (char *)c->device[i] + shift_of(c, i),
+                                      guarded_bytes(&c->b[i])));
+}
 
 /* ACC_ODD, ACC_EVEN: gradients at odd (even) places in the list accumulate, the others overwrite */
 typedef enum { ACC_AS_GIVEN, ACC_OFF, ACC_ON, ACC_ODD, ACC_EVEN } acc_mode;
@@ -109,12 +154,12 @@ static void fill_grad(const ii_buf *b, int index, unsigned char *p, const void *
 
 /* Copies of the buffers of `given`, whose pointers are put into `args` (a copy of the given
  * struct). only >= 0: all gradients but this one are NULL. */
-static void prepare(call *c, int kernel, void *args, acc_mode mode, int only) {
+static void prepare(call *c, ii_kctx *k, int kernel, void *args, acc_mode mode, int only,
+                    void *const *original, bool misaligned) {
+  *c = (call){.k = k, .misaligned = misaligned};
   c->n = ii_kernel_buffers(kernel, args, c->b);
   for (int i = 0; i < c->n; i++) {
     ii_buf *b = &c->b[i];
-    const void *original = *b->at;
-    c->p[i] = NULL;
     if (b->role == II_BUF_UNREAD) {
       *b->at = NULL;
       continue;
@@ -130,18 +175,21 @@ static void prepare(call *c, int kernel, void *args, acc_mode mode, int only) {
       continue;
     }
     c->p[i] = guarded_new(buf_bytes(b));
-    *b->at = c->p[i];
     if (b->role == II_BUF_GRAD) {
-      fill_grad(b, i, c->p[i], original, mode);
+      fill_grad(b, i, c->p[i], original[i], mode);
       if (mode != ACC_AS_GIVEN) *b->acc = accumulates(mode, i);
     } else if (b->role != II_BUF_OUT && b->n) {
-      memcpy(c->p[i], original, buf_bytes(b));
+      memcpy(c->p[i], original[i], buf_bytes(b));
     }
+    *b->at = upload(c, i);
   }
 }
 
 static void release(call *c) {
-  for (int i = 0; i < c->n; i++) guarded_free(c->p[i]);
+  for (int i = 0; i < c->n; i++) {
+    guarded_free(c->p[i]);
+    if (c->device[i]) ii_device_free(c->k, c->device[i], guarded_bytes(&c->b[i]) + shift_of(c, i));
+  }
 }
 
 /* Guards, inputs, and that every output element was written. */
@@ -192,22 +240,26 @@ static void must(int kernel, int status, const ii_kctx *k) {
   if (status) fail_msg("%s failed: %s", names[kernel], k->error);
 }
 
+static void run(call *c, int kernel, const void *args, kernel_fn real, void *const *original) {
+  must(kernel, real(c->k, args), c->k);
+  download(c);
+  check_call(kernel, c, original);
+}
+
 /* A gradient asked for with acc, and alone, against all of them overwritten. */
 static void check_gradients(ii_kctx *k, int kernel, const void *args, size_t size, kernel_fn real,
                             void *const *original) {
   char copy[512];
   call all, other;
   memcpy(copy, args, size);
-  prepare(&all, kernel, copy, ACC_OFF, -1);
-  must(kernel, real(k, copy), k);
-  check_call(kernel, &all, original);
+  prepare(&all, k, kernel, copy, ACC_OFF, -1, original, false);
+  run(&all, kernel, copy, real, original);
   int grads = 0;
   for (int i = 0; i < all.n; i++) grads += all.b[i].role == II_BUF_GRAD;
   for (acc_mode mode = ACC_ON; mode <= (grads > 1 ? ACC_EVEN : ACC_ON); mode++) {
     memcpy(copy, args, size);
-    prepare(&other, kernel, copy, mode, -1);
-    must(kernel, real(k, copy), k);
-    check_call(kernel, &other, original);
+    prepare(&other, k, kernel, copy, mode, -1, original, false);
+    run(&other, kernel, copy, real, original);
     for (int i = 0; i < all.n; i++)
       if (all.b[i].role == II_BUF_GRAD)
         check_close(kernel, "accumulating", &all.b[i], i, other.p[i], all.p[i],
@@ -217,13 +269,26 @@ static void check_gradients(ii_kctx *k, int kernel, const void *args, size_t siz
   for (int only = 0; grads > 1 && only < all.n; only++) {
     if (all.b[only].role != II_BUF_GRAD) continue;
     memcpy(copy, args, size);
-    prepare(&other, kernel, copy, ACC_OFF, only);
-    must(kernel, real(k, copy), k);
-    check_call(kernel, &other, original);
+    prepare(&other, k, kernel, copy, ACC_OFF, only, original, false);
+    run(&other, kernel, copy, real, original);
     check_close(kernel, "asked for alone", &all.b[only], only, other.p[only], all.p[only], false);
     release(&other);
   }
   release(&all);
+}
+
+/* Buffers that begin in the middle of a vector: the same results up to the order of sums. */
+static void check_misaligned(ii_kctx *k, int kernel, const void *args, size_t size, kernel_fn real,
+                             void *const *original, const call *want) {
+  char copy[512];
+  call other;
+  memcpy(copy, args, size);
+  prepare(&other, k, kernel, copy, ACC_AS_GIVEN, -1, original, true);
+  run(&other, kernel, copy, real, original);
+  for (int i = 0; i < other.n; i++)
+    if (other.p[i] && other.b[i].role != II_BUF_IN)
+      check_close(kernel, "misaligned", &other.b[i], i, other.p[i], want->p[i], false);
+  release(&other);
 }
 
 /* Outputs that are another buffer of the same call (in place) cannot run on separate copies. */
@@ -246,37 +311,47 @@ static int guarded(ii_kctx *k, int kernel, const void *args, size_t size, kernel
   if (!guard_is_on || in_place(list, n)) return real(k, args);
   bool has_gradients = false;
   for (int i = 0; i < n; i++) {
-    original[i] = *list[i].at;
+    original[i] = list[i].role == II_BUF_INSIDE || list[i].role == II_BUF_UNREAD
+                      ? NULL
+                      : fetched(k, *list[i].at, buf_bytes(&list[i]));
     has_gradients |= list[i].role == II_BUF_GRAD;
   }
   call first, second;
-  prepare(&first, kernel, first_args, ACC_AS_GIVEN, -1);
-  must(kernel, real(k, first_args), k);
-  check_call(kernel, &first, original);
+  prepare(&first, k, kernel, first_args, ACC_AS_GIVEN, -1, original, false);
+  run(&first, kernel, first_args, real, original);
   memcpy(second_args, args, size);
-  prepare(&second, kernel, second_args, ACC_AS_GIVEN, -1);
-  must(kernel, real(k, second_args), k);
+  prepare(&second, k, kernel, second_args, ACC_AS_GIVEN, -1, original, false);
+  run(&second, kernel, second_args, real, original);
   for (int i = 0; i < n; i++)
     if (first.p[i] && memcmp(first.p[i], second.p[i], buf_bytes(&first.b[i])))
       fail_msg("%s: buffer %d differs from run to run", names[kernel], i);
   release(&second);
+  if (k->device == II_CUDA) check_misaligned(k, kernel, args, size, real, original, &first);
   if (has_gradients) check_gradients(k, kernel, args, size, real, original);
-  for (int i = 0; i < n; i++)
+  for (int i = 0; i < n; i++) {
     if (first.p[i] && first.b[i].role != II_BUF_IN && first.b[i].n)
-      memcpy(original[i], first.p[i], buf_bytes(&first.b[i]));
+      engine_did(k, ii_device_write(k, *list[i].at, first.p[i], buf_bytes(&first.b[i])));
+    free(original[i]);
+  }
   release(&first);
   checked[kernel]++;
   return 0;
 }
 
-#define II_KERNEL(name, args)                                                                      \
-  int __real_ii_cpu_##name(ii_kctx *k, const args *a);                                             \
-  int __wrap_ii_cpu_##name(ii_kctx *k, const args *a);                                             \
-  static int real_##name(ii_kctx *k, const void *a) {                                              \
-    return __real_ii_cpu_##name(k, a);                                                             \
+#define II_GUARD(engine, name, args)                                                               \
+  int __real_ii_##engine##_##name(ii_kctx *k, const args *a);                                      \
+  int __wrap_ii_##engine##_##name(ii_kctx *k, const args *a);                                      \
+  static int real_##engine##_##name(ii_kctx *k, const void *a) {                                   \
+    return __real_ii_##engine##_##name(k, a);                                                      \
   }                                                                                                \
-  int __wrap_ii_cpu_##name(ii_kctx *k, const args *a) {                                            \
-    return guarded(k, II_K_##name, a, sizeof *a, real_##name);                                     \
+  int __wrap_ii_##engine##_##name(ii_kctx *k, const args *a) {                                     \
+    return guarded(k, II_K_##name, a, sizeof *a, real_##engine##_##name);                          \
   }
+#define II_KERNEL(name, args) II_GUARD(cpu, name, args)
 #include "kernels/kernels.def"
 #undef II_KERNEL
+#if II_HAVE_CUDA
+#define II_KERNEL(name, args) II_GUARD(cuda, name, args)
+#include "kernels/kernels.def"
+#undef II_KERNEL
+#endif

@@ -78,15 +78,30 @@ void op_draw_inputs(const op_case *k, ii_rng *r, double **in) {
 
 static ii_ctx *contexts[MODE_COUNT][3];
 
+ii_device op_device(void) {
+  const char *name = getenv("II_TEST_DEVICE");
+  ii_device device = II_CPU;
+  ii_error err = {0};
+  if (name && ii_device_parse(name, &device, &err) != II_OK) fail_msg("%s", err.text);
+  return device;
+}
+
+op_mode op_modes(void) {
+  return op_device() == II_CUDA ? MODE_COUNT : MODE_F16;
+}
+
 ii_ctx *op_ctx(op_mode mode, int threads) {
   ii_ctx **c = &contexts[mode][threads];
   if (!*c) {
     ii_error err = {0};
     ii_dtype real = mode == MODE_F64 ? II_F64 : II_F32;
-    ii_ctx_options o = {.device = II_CPU,
+    ii_ctx_options o = {.device = op_device(),
                         .threads = threads,
+                        .deterministic = true,
                         .real = real,
-                        .compute = mode >= MODE_BF16 ? II_BF16 : real};
+                        .compute = mode >= MODE_F16    ? II_F16
+                                   : mode >= MODE_BF16 ? II_BF16
+                                                       : real};
     *c = ii_ctx_open(&o, &err);
     if (!*c) fail_msg("%s", err.text);
   }
@@ -134,7 +149,8 @@ static ii_tensor *input_tensor(ii_ctx *c, ii_params *p, op_mode mode, const op_c
     t = ii_tensor_new(c, c->real, in->ndim, in->shape);
     break;
   case IN_ACT:
-    t = ii_tensor_new(c, mode == MODE_MIXED ? c->real : c->compute, in->ndim, in->shape);
+    t = ii_tensor_new(c, mode == MODE_MIXED || mode == MODE_MIXED_F16 ? c->real : c->compute,
+                      in->ndim, in->shape);
     break;
   }
   if (in->kind == IN_ACT || in->kind == IN_REAL) t->needs_grad = true;

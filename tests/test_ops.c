@@ -11,6 +11,7 @@
  * threads    2 threads twice, bit for bit.
  * images     an image alone against the same image in its batch, bit for bit.
  *
+ * II_TEST_DEVICE=cuda runs all of it on the CUDA engine (real or emulated), fp16 included.
  * II_TEST_SEED=<number> changes all random numbers; the seed is printed. An argument selects cases
  * by name (cmocka's filter, with * and ?). */
 #include "op_cases.h"
@@ -173,12 +174,13 @@ static double bound(const op_case *k, op_mode mode) {
   double terms = fmax(k->terms, 64);
   double f32 = 8 * 0x1p-24 * sqrt(terms);
   if (mode == MODE_F32) return f32;
-  return 0x1p-8 * (k->flags & CASE_READS_ROUNDED ? 3 : 1) + f32;
+  const double rounding = mode >= MODE_F16 ? 0x1p-11 : 0x1p-8;
+  return rounding * (k->flags & CASE_READS_ROUNDED ? 3 : 1) + f32;
 }
 
 static void compare(const op_case *k, op_mode mode, const char *what, int index, const double *a,
                     const double *want, int64_t n) {
-  static const char *const names[MODE_COUNT] = {"f64", "f32", "bf16", "mixed"};
+  static const char *const names[MODE_COUNT] = {"f64", "f32", "bf16", "mixed", "f16", "mixed f16"};
   double *diff = malloc(((size_t)n + 1) * sizeof *diff), largest = 0, size = 0;
   assert_non_null(diff);
   for (int64_t i = 0; i < n; i++) {
@@ -198,7 +200,7 @@ static void compare(const op_case *k, op_mode mode, const char *what, int index,
 
 static void check_types(const op_case *k, drawn *d) {
   op_result want = op_run(MODE_F64, 1, k, d->in, d->proj);
-  for (op_mode m = MODE_F32; m < MODE_COUNT; m++) {
+  for (op_mode m = MODE_F32; m < op_modes(); m++) {
     ii_guard_on(true);
     op_result r = op_run(m, 2, k, d->in, d->proj);
     ii_guard_on(false);
