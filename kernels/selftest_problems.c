@@ -1,0 +1,263 @@
+/* The problems of the self-test: one function per argument struct. */
+#include "kernels/selftest.h"
+#include <string.h>
+
+#define USED ((void *)a) /* "this pointer is used"; the self-test puts a buffer in its place */
+
+typedef struct {
+  bool odd; /* variant 1 */
+  ii_dtype t, real;
+} form;
+
+static void linear(ii_linear_args *a, form f) {
+  *a = (ii_linear_args){.real = f.real, .x_dtype = f.t, .rows = f.odd ? 13 : 32};
+  a->in = f.odd ? 19 : 64, a->out = f.odd ? 7 : 48;
+  a->x = a->w = a->b = a->gy = USED;
+  a->y = a->gx = a->gw = a->gb = USED;
+}
+
+static void conv2d(ii_conv2d_args *a, form f) {
+  *a = (ii_conv2d_args){.real = f.real, .x_dtype = f.t, .N = 2, .kh = 3, .kw = 3, .pad = 1};
+  a->H = f.odd ? 7 : 8, a->W = f.odd ? 5 : 8, a->stride = f.odd ? 1 : 2;
+  a->C = f.odd ? 3 : 16, a->O = f.odd ? 8 : 24;
+  a->Ho = (a->H - 1) / a->stride + 1, a->Wo = (a->W - 1) / a->stride + 1;
+  a->x = a->w = a->b = a->gy = USED;
+  a->y = a->gx = a->gw = a->gb = USED;
+}
+
+static void dwconv2d(ii_dwconv2d_args *a, form f) {
+  *a = (ii_dwconv2d_args){.real = f.real, .x_dtype = f.t, .N = 2, .H = 7, .W = 9};
+  a->C = f.odd ? 7 : 32, a->k = f.odd ? 5 : 3;
+  a->x = a->w = a->b = a->gy = USED;
+  a->y = a->gx = a->gw = a->gb = USED;
+}
+
+static void layer_norm(ii_layer_norm_args *a, form f) {
+  *a = (ii_layer_norm_args){.real = f.real, .y_dtype = f.t, .rows = 11, .eps = 1e-6};
+  a->x_dtype = f.odd ? f.t : f.real; /* the residual stream is wide */
+  a->C = f.odd ? 37 : 64, a->act = f.odd ? II_ACT_GELU : II_ACT_NONE;
+  a->x = a->gamma = a->beta = a->gy = USED;
+  a->y = a->mean = a->rstd = a->gx = a->ggamma = a->gbeta = USED;
+}
+
+static void batch_norm(ii_batch_norm_args *a, form f) {
+  *a = (ii_batch_norm_args){.real = f.real, .x_dtype = f.t, .y_dtype = f.t, .rows = 50};
+  a->eps = 1e-5, a->momentum = 0.1, a->training = !f.odd, a->C = f.odd ? 13 : 32;
+  a->x = a->gamma = a->beta = a->gy = USED;
+  a->running_mean = a->running_var = USED;
+  a->y = a->mean = a->rstd = a->gx = a->ggamma = a->gbeta = USED;
+}
+
+static void eltwise(ii_eltwise_args *a, form f) {
+  *a = (ii_eltwise_args){.real = f.real, .x_dtype = f.t, .y_dtype = f.t, .n = f.odd ? 1025 : 1024};
+  a->x = a->gy = USED;
+  a->y = a->gx = USED;
+}
+
+static void softmax(ii_softmax_args *a, form f) {
+  *a = (ii_softmax_args){.real = f.real, .x_dtype = f.t, .y_dtype = f.t, .rows = 33};
+  a->n = f.odd ? 9 : 64;
+  a->x = a->gy = USED;
+  a->y = a->gx = USED;
+}
+
+/* Variant 0: DCNv3 with softmax; variant 1: DCNv4's packed offsets, strides and no centre. */
+static void dcn(ii_dcn_args *a, form f) {
+  *a = (ii_dcn_args){.real = f.real, .x_dtype = f.t, .om_dtype = f.t, .N = 2, .H = 8, .W = 7};
+  a->kh = a->kw = 3, a->dil_h = a->dil_w = 1, a->pad_h = a->pad_w = 1, a->offset_scale = 1;
+  a->stride_h = a->stride_w = f.odd ? 2 : 1, a->remove_center = f.odd, a->softmax = !f.odd;
+  a->G = f.odd ? 3 : 4, a->C = a->G * (f.odd ? 5 : 16);
+  a->Ho = (a->H - 1) / a->stride_h + 1, a->Wo = (a->W - 1) / a->stride_w + 1;
+  const int taps = ii_dcn_taps(a->kh, a->kw, a->remove_center);
+  a->offset_group = f.odd ? 3 * taps : 2 * taps;
+  a->mask_group = f.odd ? 3 * taps : taps;
+  a->offset_row = f.odd ? (a->offset_group * a->G + 7) / 8 * 8 : a->offset_group * a->G;
+  a->mask_row = f.odd ? a->offset_row : a->mask_group * a->G;
+  a->x = a->offset = a->mask = a->gy = USED;
+  a->y = a->gx = a->goffset = a->gmask = USED;
+}
+
+static void residual(ii_residual_args *a, form f) {
+  *a = (ii_residual_args){.real = f.real, .x_dtype = f.real, .f_dtype = f.t, .N = 3};
+  a->rows = f.odd ? 5 : 8, a->C = f.odd ? 13 : 32;
+  a->x = a->f = a->gamma = a->keep = a->gy = USED;
+  a->y = a->gf = a->ggamma = USED;
+}
+
+static void add(ii_add_args *a, form f) {
+  *a = (ii_add_args){.real = f.real, .x_dtype = f.t, .n = f.odd ? 1025 : 1024};
+  a->a = a->b = USED;
+  a->c = USED;
+}
+
+static void group_mix(ii_group_mix_args *a, form f) {
+  *a = (ii_group_mix_args){.real = f.real, .x_dtype = f.t, .s_dtype = f.t, .rows = 11};
+  a->G = f.odd ? 3 : 4, a->D = f.odd ? 7 : 16;
+  a->a = a->v = a->s = a->gy = USED;
+  a->y = a->ga = a->gv = a->gs = USED;
+}
+
+static void mean_pool(ii_mean_pool_args *a, form f) {
+  *a = (ii_mean_pool_args){.real = f.real, .x_dtype = f.t, .y_dtype = f.t, .N = 3, .P = 49};
+  a->C = f.odd ? 13 : 64;
+  a->x = a->gy = USED;
+  a->y = a->gx = USED;
+}
+
+static void pool2d(ii_pool2d_args *a, form f) {
+  *a = (ii_pool2d_args){.real = f.real, .x_dtype = f.t, .N = 2, .H = 9, .W = 7, .k = 3, .pad = 1};
+  a->C = f.odd ? 5 : 16, a->stride = f.odd ? 1 : 2;
+  a->Ho = (a->H - 1) / a->stride + 1, a->Wo = (a->W - 1) / a->stride + 1;
+  a->x = a->gy = USED;
+  a->y = a->gx = USED;
+  a->argmax = (int32_t *)USED;
+}
+
+static void bmm(ii_bmm_args *a, form f) {
+  *a = (ii_bmm_args){.real = f.real, .x_dtype = f.t, .batch = 3, .trans_b = f.odd, .alpha = 0.5};
+  a->M = f.odd ? 5 : 16, a->N = f.odd ? 7 : 24, a->K = f.odd ? 9 : 32;
+  a->a = a->b = a->gc = USED;
+  a->c = a->ga = a->gb = USED;
+}
+
+static void transpose(ii_transpose_args *a, form f) {
+  *a = (ii_transpose_args){.real = f.real, .x_dtype = f.t, .A = 3, .B = 7, .C = 5};
+  a->D = f.odd ? 3 : 16;
+  a->x = USED;
+  a->y = USED;
+}
+
+static void pixel_shuffle(ii_pixel_shuffle_args *a, form f) {
+  *a = (ii_pixel_shuffle_args){.real = f.real, .x_dtype = f.t, .N = 2, .H = 3, .W = 5, .r = 2};
+  a->C = f.odd ? 3 : 8;
+  a->x = a->gy = USED;
+  a->y = a->gx = USED;
+}
+
+static void ce(ii_ce_args *a, form f, bool soft) {
+  *a = (ii_ce_args){.real = f.real, .x_dtype = f.t, .N = 9, .C = f.odd ? 37 : 64};
+  a->smoothing = f.odd ? 0.1 : 0;
+  a->x = a->gy = USED;
+  a->loss = a->lse = a->gx = USED;
+  if (soft)
+    a->targets = USED;
+  else
+    a->labels = (const int32_t *)USED;
+}
+
+static void cast(ii_cast_args *a, form f) {
+  *a = (ii_cast_args){.real = f.real, .n = f.odd ? 1025 : 1024};
+  const ii_dtype other = f.t == II_F64 ? II_F64 : f.t == II_F32 ? II_BF16 : II_F32;
+  a->x_dtype = f.odd ? other : f.t, a->y_dtype = f.odd ? f.t : other;
+  a->x = USED;
+  a->y = USED;
+}
+
+static void copy2d(ii_copy2d_args *a, form f) {
+  *a = (ii_copy2d_args){.real = f.real, .x_dtype = f.t, .rows = 9, .n = f.odd ? 5 : 24};
+  a->x_stride = f.odd ? 7 : 40, a->y_stride = f.odd ? 11 : 32;
+  a->x = USED;
+  a->y = USED;
+}
+
+static void fill(ii_fill_args *a, form f) {
+  *a = (ii_fill_args){.real = f.real, .y_dtype = f.t, .n = f.odd ? 1025 : 1024, .value = 0.75};
+  a->y = USED;
+}
+
+static void keep(ii_keep_args *a, form f) {
+  *a = (ii_keep_args){.real = f.real, .n = f.odd ? 33 : 128, .rate = 0.25};
+  a->stream = (ii_philox_stream){{0x1234567u, 89u}, {5u, 7u}};
+  a->y = USED;
+}
+
+static void shift(ii_shift_args *a, form f) {
+  *a = (ii_shift_args){.real = f.real, .n = f.odd ? 33 : 128, .value = 0.25};
+  a->y = USED;
+}
+
+static void sumsq(ii_sumsq_args *a, form f) {
+  *a = (ii_sumsq_args){.real = f.real, .n = f.odd ? 70001 : 1024};
+  a->x = USED;
+  a->out = (double *)USED;
+}
+
+static void adamw(ii_adamw_args *a, form f) {
+  *a = (ii_adamw_args){.real = f.real, .n = f.odd ? 1025 : 1024, .t = 3, .lr = 1e-2};
+  a->beta1 = 0.9, a->beta2 = 0.999, a->eps = 1e-8, a->weight_decay = 0.05;
+  a->grad_scale = 0.5, a->ema_decay = 0.99;
+  a->p = a->m = a->v = a->ema = USED;
+  a->g = USED;
+  a->low = (uint16_t *)USED;
+}
+
+static void sgd(ii_sgd_args *a, form f) {
+  *a = (ii_sgd_args){.real = f.real, .n = f.odd ? 1025 : 1024, .t = f.odd ? 3 : 1, .lr = 1e-2};
+  a->momentum = 0.9, a->weight_decay = 0.05, a->grad_scale = 0.5, a->ema_decay = 0.99;
+  a->nesterov = f.odd;
+  a->p = a->m = a->ema = USED;
+  a->g = USED;
+  a->low = (uint16_t *)USED;
+}
+
+static void ema(ii_ema_args *a, form f) {
+  *a = (ii_ema_args){.real = f.real, .n = f.odd ? 1025 : 1024, .decay = 0.99};
+  a->ema = USED;
+  a->p = USED;
+}
+
+#define PAIR(name, fill, ...)                                                                      \
+  case II_K_##name##_bwd:                                                                          \
+  case II_K_##name##_fwd:                                                                          \
+    fill(&a->name##_fwd, f, ##__VA_ARGS__);                                                        \
+    return 1;
+#define ONE(name)                                                                                  \
+  case II_K_##name:                                                                                \
+    name(&a->name, f);                                                                             \
+    return 1;
+/* No activations: only in types that parameters can have. */
+#define REAL(name)                                                                                 \
+  case II_K_##name:                                                                                \
+    name(&a->name, f);                                                                             \
+    return t == f.real;
+
+int ii_selftest_problem(int kernel, int variant, ii_dtype t, ii_any_args *a) {
+  form f = {.odd = variant == 1, .t = t, .real = ii_dtype_real(t)};
+  memset(a, 0, sizeof *a);
+  switch (kernel) {
+    PAIR(linear, linear)
+    PAIR(conv2d, conv2d)
+    PAIR(dwconv2d, dwconv2d)
+    PAIR(layer_norm, layer_norm)
+    PAIR(batch_norm, batch_norm)
+    PAIR(gelu, eltwise)
+    PAIR(relu, eltwise)
+    PAIR(silu, eltwise)
+    PAIR(sigmoid, eltwise)
+    PAIR(softmax, softmax)
+    PAIR(dcn, dcn)
+    PAIR(residual, residual)
+    PAIR(group_mix, group_mix)
+    PAIR(mean_pool, mean_pool)
+    PAIR(avg_pool2d, pool2d)
+    PAIR(max_pool2d, pool2d)
+    PAIR(bmm, bmm)
+    PAIR(pixel_shuffle, pixel_shuffle)
+    PAIR(soft_ce, ce, true)
+    PAIR(smooth_ce, ce, false)
+    ONE(transpose)
+    ONE(cast)
+    ONE(copy2d)
+    ONE(fill)
+    REAL(keep)
+    REAL(shift)
+    REAL(sumsq)
+    REAL(adamw)
+    REAL(sgd)
+    REAL(ema)
+  case II_K_add_fwd:
+    add(&a->add_fwd, f);
+    return 1;
+  }
+  return -1;
+}
