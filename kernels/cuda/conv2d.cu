@@ -1,0 +1,340 @@
+/* Dense convolution, NHWC: cuDNN for fp32, fp16 and bf16 with fp32 sums (tensor cores for 16-bit
+ * types), the direct kernels of conv_direct.cu for double and where cuDNN has no plan; 1x1 of
+ * stride 1 is a linear layer on pixels.
+ *
+ * Weights are stored O,C,kh,kw; beside NHWC images cuDNN wants O,kh,kw,C, so a kernel reorders them
+ * into scratch memory before, and the weights' gradient after. One block does 64 channels of one
+ * output channel: a run of 64*kh*kw numbers is read, turned in shared memory, and written as kh*kw
+ * runs of 64. The bias is added by a pass of its own, 16 bytes per access.
+ *
+ * cuDNN gives the gradient of 16-bit weights in 16 bits only (9.19 has no engine with fp32 there,
+ * which the test of the plans shows); it is widened as it is reordered. PyTorch's autocast does the
+ * same.
+ *
+ * Bytes moved beside cuDNN's own: 2 * O*C*kh*kw elements for each reordering; 2 * N*Ho*Wo*O for a
+ * bias. Known limits: with a bias a 16-bit result is rounded twice; cuDNN may choose another engine
+ * for another batch size, so the last bits of one image's results may depend on the number of
+ * images in the batch (not on what is in them). */
+#include <stdlib.h>
+#include "kernels/cuda/conv_direct.h"
+#include "kernels/cuda/conv_plan.h"
+#include "kernels/cuda/flat.h"
+
+/* Plans in the order of their first use: a model has some five convolutions. */
+struct plan_entry {
+  ii_conv_problem problem;
+  ii_conv_plan plan;
+};
+struct ii_conv_plans {
+  plan_entry *entries;
+  int64_t count, capacity;
+};
+
+/* II_WITH_TYPE for the types that cuDNN serves. */
+#define WITH_LIBRARY_TYPE(k, dtype, T, ...)                                                        \
+  if ((dtype) == II_F16) {                                                                         \
+    typedef ii_f16 T;                                                                              \
+    __VA_ARGS__;                                                                                   \
+  } else if ((dtype) == II_BF16) {                                                                 \
+    typedef ii_bf16 T;                                                                             \
+    __VA_ARGS__;                                                                                   \
+  } else {                                                                                         \
+    typedef float T;                                                                               \
+    __VA_ARGS__;                                                                                   \
+  }
+
+namespace {
+
+/* ---- Weights between O,C,taps and O,taps,C ----------------------------------------------------*/
+
+enum { TURN_THREADS = 256, TURN_CHANNELS = 64, MOST_TAPS = 81 };
+
+/* out[o,t,c] = w[o,c,t] */
+template <typename T>
+__global__ void __launch_bounds__(TURN_THREADS)
+    conv2d_weights_in(int64_t C, int taps, const T *w, T *out) {
+  II_SHARED(T, tile); /* [c][taps | 1]: the odd pitch spreads a tap's channels over the banks */
+  const int64_t chunks = (C + TURN_CHANNELS - 1) / TURN_CHANNELS;
+  const int64_t o = blockIdx.x / chunks, c0 = blockIdx.x % chunks * TURN_CHANNELS;
+  const int width = C - c0 < TURN_CHANNELS ? (int)(C - c0) : TURN_CHANNELS, pitch = taps | 1;
+  w += (o * C + c0) * taps;
+  for (int i = threadIdx.x; i < width * taps; i += TURN_THREADS)
+    tile[i / taps * pitch + i % taps] = w[i];
+  __syncthreads();
+  out += o * taps * C + c0;
+  for (int i = threadIdx.x; i < width * taps; i += TURN_THREADS)
+    out[i / width * C + i % width] = tile[i % width * pitch + i / width];
+}
+
+/* gw[o,c,t] (+)= turned[o,t,c] */
+template <typename T>
+__global__ void __launch_bounds__(TURN_THREADS)
+    conv2d_weights_out(int64_t C, int taps, const T *turned, float *gw, bool accumulate) {
+  II_SHARED(T, tile);
+  const int64_t chunks = (C + TURN_CHANNELS - 1) / TURN_CHANNELS;
+  const int64_t o = blockIdx.x / chunks, c0 = blockIdx.x % chunks * TURN_CHANNELS;
+  const int width = C - c0 < TURN_CHANNELS ? (int)(C - c0) : TURN_CHANNELS, pitch = taps | 1;
+  turned += o * taps * C + c0;
+  for (int i = threadIdx.x; i < width * taps; i += TURN_THREADS)
+    tile[i % width * pitch + i / width] = turned[i / width * C + i % width];
+  __syncthreads();
+  gw += (o * C + c0) * taps;
+  for (int i = threadIdx.x; i < width * taps; i += TURN_THREADS) {
+    const float v = ii_up(tile[i / taps * pitch + i % taps]);
+    gw[i] = accumulate ? gw[i] + v : v;
+  }
+}
+
+int taps_of(const ii_conv2d_args *a) {
+  return a->kh * a->kw;
+}
+unsigned turn_blocks(const ii_conv2d_args *a) {
+  return (unsigned)(a->O * ii_ceil_div(a->C, TURN_CHANNELS));
+}
+size_t turn_shared(const ii_conv2d_args *a) {
+  return (size_t)TURN_CHANNELS * (size_t)(taps_of(a) | 1) * ii_dtype_size(a->x_dtype);
+}
+size_t weight_bytes(const ii_conv2d_args *a) {
+  return (size_t)(a->O * a->C * taps_of(a)) * ii_dtype_size(a->x_dtype);
+}
+
+/* ---- Bias -------------------------------------------------------------------------------------*/
+
+/* y[rows,O] += b[O]; a thread keeps V channels and walks down the rows. */
+template <typename T, int V>
+__global__ void __launch_bounds__(256)
+    conv2d_add_bias(int64_t rows, int64_t O, const float *b, T *y) {
+  const int64_t step = (int64_t)gridDim.x * blockDim.y;
+  for (int64_t c = threadIdx.x; c < O / V; c += blockDim.x) {
+    float bias[V];
+#pragma unroll
+    for (int i = 0; i < V; i++) bias[i] = b[c * V + i];
+    for (int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; r < rows; r += step) {
+      float v[V];
+      ii_get<V>(y + r * O + c * V, v);
+#pragma unroll
+      for (int i = 0; i < V; i++) v[i] += bias[i];
+      ii_put<V>(y + r * O + c * V, v);
+    }
+  }
+}
+
+template <typename T, int V> int launch_bias(ii_kctx *k, const ii_conv2d_args *a) {
+  const int64_t rows = a->N * a->Ho * a->Wo, vectors = a->O / V;
+  const unsigned lanes = vectors < 32 ? (unsigned)vectors : 32;
+  const dim3 block(lanes, 256 / lanes);
+  const unsigned grid = ii_grid_for(k, rows, (int)block.y * 4);
+  II_LAUNCH(k, (conv2d_add_bias<T, V>), grid, block, 0, rows, a->O, (const float *)a->b, (T *)a->y);
+  return 0;
+}
+
+int add_bias(ii_kctx *k, const ii_conv2d_args *a) {
+  WITH_LIBRARY_TYPE(k, a->x_dtype, T, {
+    constexpr int V = ii_wide<T>::n;
+    if (a->O % V == 0 && ii_aligned<V>((const T *)a->y)) return launch_bias<T, V>(k, a);
+    return launch_bias<T, 1>(k, a);
+  })
+}
+
+/* ---- Plans ------------------------------------------------------------------------------------*/
+
+int alignment(const void *a, const void *b, const void *c) {
+  const uintptr_t bits = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | 16;
+  return (int)(bits & (0 - bits));
+}
+
+ii_conv_problem problem_of(const ii_conv2d_args *a, ii_conv_direction direction, const void *x,
+                           const void *w, const void *y) {
+  ii_conv_problem p;
+  p.direction = direction;
+  p.dtype = p.w_dtype = a->x_dtype;
+  p.accumulate = direction == II_CONV_BWD_DATA && a->acc_gx;
+  p.kh = a->kh, p.kw = a->kw, p.stride = a->stride, p.pad = a->pad;
+  p.alignment = alignment(x, w, y);
+  p.N = a->N, p.H = a->H, p.W = a->W, p.C = a->C, p.O = a->O, p.Ho = a->Ho, p.Wo = a->Wo;
+  return p;
+}
+
+int dnn_failed(ii_kctx *k, const char *call, cudnnStatus_t s) {
+  char detail[256] = "";
+  cudnnGetLastErrorString(detail, sizeof detail);
+  return ii_cuda_error(k, "%s failed on GPU %d: %s%s%s", call, ii_cuda(k)->device,
+                       cudnnGetErrorString(s), *detail ? ": " : "", detail);
+}
+
+int open_library(ii_kctx *k) {
+  ii_cuda_engine *e = ii_cuda(k);
+  if (e->conv_plans) return 0;
+  cudnnStatus_t s = e->dnn ? CUDNN_STATUS_SUCCESS : cudnnCreate(&e->dnn);
+  if (s) {
+    e->dnn = NULL;
+    return dnn_failed(k, "opening cuDNN (cudnnCreate)", s);
+  }
+  s = cudnnSetStream(e->dnn, e->stream);
+  if (s) return dnn_failed(k, "cudnnSetStream", s);
+  e->conv_plans = (ii_conv_plans *)calloc(1, sizeof *e->conv_plans);
+  return e->conv_plans ? 0 : ii_cuda_error(k, "out of host memory");
+}
+
+/* *found = the plan for p, made now if it is new. */
+int find_plan(ii_kctx *k, const ii_conv_problem *p, const ii_conv_plan **found) {
+  if (open_library(k)) return 1;
+  ii_cuda_engine *e = ii_cuda(k);
+  ii_conv_plans *all = e->conv_plans;
+  for (int64_t i = 0; i < all->count; i++)
+    if (ii_conv_problem_equal(&all->entries[i].problem, p)) {
+      *found = &all->entries[i].plan;
+      return 0;
+    }
+  if (all->count == all->capacity) {
+    const int64_t capacity = all->capacity ? 2 * all->capacity : 32;
+    void *more = realloc(all->entries, (size_t)capacity * sizeof *all->entries);
+    if (!more) return ii_cuda_error(k, "out of host memory");
+    all->entries = (plan_entry *)more;
+    all->capacity = capacity;
+  }
+  plan_entry *fresh = &all->entries[all->count];
+  fresh->problem = *p;
+  if (ii_conv_plan_make(p, e->dnn, NULL, &fresh->plan, k->error, sizeof k->error)) return 1;
+  all->count++;
+  *found = &fresh->plan;
+  return 0;
+}
+
+/* Runs the plan for these operands; *done stays false when there is none. */
+int run_plan(ii_kctx *k, const ii_conv2d_args *a, ii_conv_direction direction, const void *x,
+             const void *w, const void *y, bool *done) {
+  const ii_conv_problem p = problem_of(a, direction, x, w, y);
+  const ii_conv_plan *plan;
+  if (find_plan(k, &p, &plan)) return 1;
+  if (!plan->plan) return 0;
+  void *workspace = ii_cuda_scratch(k, II_SLOT_WORKSPACE, (size_t)plan->workspace);
+  if (!workspace) return 1;
+  const cudnnStatus_t s = ii_conv_plan_run(plan, ii_cuda(k)->dnn, x, w, y, workspace);
+  if (s) return dnn_failed(k, "a convolution of cuDNN", s);
+  *done = true;
+  return 0;
+}
+
+/* ---- The three directions ---------------------------------------------------------------------*/
+
+bool for_library(const ii_conv2d_args *a) {
+  return a->x_dtype != II_F64 && taps_of(a) <= MOST_TAPS &&
+         a->O * ii_ceil_div(a->C, TURN_CHANNELS) <= INT32_MAX;
+}
+
+/* The weights as O,kh,kw,C in scratch memory; NULL on an error. */
+int turned_weights(ii_kctx *k, const ii_conv2d_args *a, void **turned) {
+  *turned = ii_cuda_scratch(k, II_SLOT_A, weight_bytes(a));
+  if (!*turned) return 1;
+  WITH_LIBRARY_TYPE(k, a->x_dtype, T, {
+    II_LAUNCH(k, conv2d_weights_in<T>, turn_blocks(a), TURN_THREADS, turn_shared(a), a->C,
+              taps_of(a), (const T *)a->w, (T *)*turned);
+  })
+  return 0;
+}
+
+int forward(ii_kctx *k, const ii_conv2d_args *a) {
+  bool done = false;
+  void *w;
+  if (for_library(a)) {
+    if (turned_weights(k, a, &w) || run_plan(k, a, II_CONV_FWD, a->x, w, a->y, &done)) return 1;
+    if (done) return a->b ? add_bias(k, a) : 0;
+  }
+  return ii_conv_direct_fwd(k, a);
+}
+
+int backward_data(ii_kctx *k, const ii_conv2d_args *a) {
+  bool done = false;
+  void *w;
+  if (for_library(a)) {
+    if (turned_weights(k, a, &w)) return 1;
+    if (run_plan(k, a, II_CONV_BWD_DATA, a->gx, w, a->gy, &done)) return 1;
+    if (done) return 0;
+  }
+  return ii_conv_direct_bwd_data(k, a);
+}
+
+int backward_filter(ii_kctx *k, const ii_conv2d_args *a) {
+  bool done = false;
+  if (for_library(a)) {
+    void *turned = ii_cuda_scratch(k, II_SLOT_A, weight_bytes(a));
+    if (!turned || run_plan(k, a, II_CONV_BWD_FILTER, a->x, turned, a->gy, &done)) return 1;
+    if (done) {
+      WITH_LIBRARY_TYPE(k, a->x_dtype, T, {
+        II_LAUNCH(k, conv2d_weights_out<T>, turn_blocks(a), TURN_THREADS, turn_shared(a), a->C,
+                  taps_of(a), (const T *)turned, (float *)a->gw, a->acc_gw);
+      })
+      return 0;
+    }
+  }
+  return ii_conv_direct_bwd_filter(k, a);
+}
+
+/* ---- Special cases ----------------------------------------------------------------------------*/
+
+bool is_pointwise(const ii_conv2d_args *a) {
+  return a->kh == 1 && a->kw == 1 && a->stride == 1 && a->pad == 0;
+}
+
+ii_linear_args as_linear(const ii_conv2d_args *a) {
+  ii_linear_args l = {};
+  l.real = a->real;
+  l.x_dtype = a->x_dtype;
+  l.rows = a->N * a->H * a->W;
+  l.in = a->C;
+  l.out = a->O;
+  l.x = a->x, l.w = a->w, l.b = a->b, l.y = a->y;
+  l.gy = a->gy, l.gx = a->gx, l.gw = a->gw, l.gb = a->gb;
+  l.acc_gx = a->acc_gx, l.acc_gw = a->acc_gw, l.acc_gb = a->acc_gb;
+  return l;
+}
+
+/* Sums over nothing are zeros. */
+int backward_of_nothing(ii_kctx *k, const ii_conv2d_args *a) {
+  const size_t x_bytes = (size_t)(a->N * a->H * a->W * a->C) * ii_dtype_size(a->x_dtype);
+  const size_t w_bytes = (size_t)(a->O * a->C * taps_of(a)) * ii_dtype_size(a->real);
+  if (a->gx && !a->acc_gx && x_bytes)
+    II_CUDA_TRY(k, cudaMemsetAsync(a->gx, 0, x_bytes, ii_cuda_stream(k)));
+  if (a->gw && !a->acc_gw && w_bytes)
+    II_CUDA_TRY(k, cudaMemsetAsync(a->gw, 0, w_bytes, ii_cuda_stream(k)));
+  return 0;
+}
+
+} // namespace
+
+extern "C" int ii_cuda_conv2d_fwd(ii_kctx *k, const ii_conv2d_args *a) {
+  if (is_pointwise(a)) {
+    const ii_linear_args l = as_linear(a);
+    return ii_cuda_linear_fwd(k, &l);
+  }
+  if (a->N * a->Ho * a->Wo * a->O == 0) return 0;
+  /* without input channels the direct kernel writes the bias */
+  if (a->H * a->W * a->C == 0) return ii_conv_direct_fwd(k, a);
+  return forward(k, a);
+}
+
+extern "C" int ii_cuda_conv2d_bwd(ii_kctx *k, const ii_conv2d_args *a) {
+  if (is_pointwise(a)) {
+    const ii_linear_args l = as_linear(a);
+    return ii_cuda_linear_bwd(k, &l);
+  }
+  const int64_t rows = a->N * a->Ho * a->Wo;
+  if (rows * a->O == 0 || a->H * a->W * a->C * taps_of(a) == 0) {
+    if (backward_of_nothing(k, a)) return 1;
+  } else {
+    if (a->gx && backward_data(k, a)) return 1;
+    if (a->gw && backward_filter(k, a)) return 1;
+  }
+  if (!a->gb) return 0;
+  return ii_cuda_column_sums(k, a->real, a->x_dtype, rows, a->O, a->gy, a->gb, a->acc_gb);
+}
+
+void ii_conv_plans_free(ii_cuda_engine *e) {
+  if (!e->conv_plans) return;
+  for (int64_t i = 0; i < e->conv_plans->count; i++)
+    ii_conv_plan_free(&e->conv_plans->entries[i].plan);
+  free(e->conv_plans->entries);
+  free(e->conv_plans);
+  e->conv_plans = NULL;
+}
