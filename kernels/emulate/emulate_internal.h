@@ -1,0 +1,143 @@
+/* What the files of kernels/emulate share: settings, reports, streams, memory, the running kernel.
+ * For the stand-ins of cuBLASLt, cuDNN and NCCL too: they validate a call, then enqueue() a closure
+ * that does the work on host pointers. Never included by anything outside this folder. */
+#ifndef II_EMULATE_INTERNAL_H
+#define II_EMULATE_INTERNAL_H
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+#include <functional>
+#include <string>
+#include "emulate_body.h"
+
+namespace ii_emu {
+
+/* ---- Settings: the environment, read once -----------------------------------------------------*/
+
+enum stream_mode { STREAMS_EAGER, STREAMS_LAZY, STREAMS_RANDOM };
+struct settings {
+  long seed;           /* II_EMU_SEED: 0 forward, -1 reverse, other random */
+  stream_mode streams; /* II_EMU_STREAMS=eager|lazy|random */
+  bool guard;          /* II_EMU_GUARD=1 */
+  bool stats;          /* II_EMU_STATS=1 */
+  bool keep_going;     /* II_EMU_REPORT=continue */
+  int devices;         /* II_EMU_DEVICES, default 1 */
+  size_t memory;       /* II_EMU_MEM_MB in bytes, default 16 GiB per device */
+};
+const settings &get_settings();
+
+/* ---- Streams (runtime.cpp) --------------------------------------------------------------------*/
+
+/* Appends work to a stream (0 and the constants of the runtime included) of the current device. It
+ * runs at once, or with lazy streams when something waits for it, with device memory open, and
+ * never while another piece of the same stream runs. The calling thread may be any. It may block
+ * (a collective waits for other ranks) but must not call the CUDA runtime. */
+void enqueue(cudaStream_t stream, std::function<void()> work);
+/* The same, and returns when it has run. 0: no such stream. */
+uint64_t enqueue_and_wait(cudaStream_t stream, std::function<void()> work);
+/* Runs all that the streams of a device hold. */
+void finish_device(int device);
+/* The calling thread's current device, and the device a stream belongs to. */
+int current_device();
+int stream_device(cudaStream_t stream);
+/* Sets the calling thread's last error, unless it is cudaSuccess; returns it. */
+cudaError_t set_error(cudaError_t error);
+
+/* ---- Memory (memory.cpp) ----------------------------------------------------------------------*/
+
+enum memory_kind { MEMORY_NONE, MEMORY_DEVICE, MEMORY_PINNED };
+struct allocation {
+  memory_kind kind;
+  uintptr_t address;
+  size_t bytes;
+  int device;
+};
+/* The live allocation that holds p; kind is MEMORY_NONE when there is none. */
+allocation find_allocation(const void *p);
+/* Whether [p, p+bytes) lies in one live allocation of device memory. Zero bytes always do. */
+bool in_device(const void *p, size_t bytes);
+/* Increases with every change of the table of allocations. */
+uint64_t allocations_version();
+
+/* Opens all device memory to the host for its lifetime, where II_EMU_GUARD closes it. */
+class open_memory {
+public:
+  open_memory();
+  ~open_memory();
+  open_memory(const open_memory &) = delete;
+  open_memory &operator=(const open_memory &) = delete;
+};
+
+/* ---- Reports (report.cpp) ---------------------------------------------------------------------*/
+
+/* Prints "==== emulated GPU: <title> ====", the running kernel with block and thread if there is
+ * one, and the text; ends the process, unless II_EMU_REPORT=continue and `can_continue`. The same
+ * text is printed once. */
+void report(bool can_continue, const char *title, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* A line about an error code that the caller of the runtime is about to get. */
+void note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+struct launch;
+/* For II_EMU_STATS. */
+void count_launch(const launch &l, double milliseconds);
+
+/* ---- The program's symbols (shared_memory.cpp) ------------------------------------------------*/
+
+/* Demangled name of a kernel; "" when the program is stripped. */
+std::string function_name(const void *function);
+/* Bytes of static shared memory that the kernel itself declares. */
+size_t static_shared_bytes(const void *kernel);
+/* Fills the static shared variables that `kernel` can reach with 0xFF. */
+void poison_static_shared(const void *kernel);
+/* The static shared variable at p: name, start and size; false when it is none. */
+bool find_shared(const void *p, std::string *name, uintptr_t *start, size_t *bytes);
+/* Whether p lies in the program's own image (code, constants, variables). */
+bool in_image(const void *p);
+/* "function at file:line" of a code address (runs addr2line). */
+std::string source_of(uintptr_t pc);
+
+/* Bytes of dynamic shared memory a launch may ask for (device.cpp). */
+size_t dynamic_shared_limit(const void *kernel);
+
+/* ---- Kernels (sched.cpp) ----------------------------------------------------------------------*/
+
+struct launch {
+  const void *kernel;
+  std::string name;
+  const char *file;
+  int line;
+  dim3 grid, block;
+  size_t shared_bytes;
+  ii_emu_body *body;
+};
+/* Runs all blocks on the calling thread; one kernel at a time in the process. */
+void run_kernel(const launch &l);
+
+/* State of the running kernel that reports and the race checker read. `now` counts barriers and
+ * launches: an access is stamped with it, and two accesses of different threads are ordered when a
+ * synchronisation of both came between their stamps. */
+struct running_kernel {
+  const launch *l; /* NULL: none */
+  int thread;      /* linear index in the block; -1 outside threads */
+  uint64_t block;  /* linear */
+  uint64_t now, launch_start, block_start, barrier;
+  uint64_t warp_sync[32];          /* the last __syncwarp of all 32 lanes, per warp */
+  uint64_t (*pair_sync)[32];       /* [1024][32]: the last one of this pair of lanes of a warp */
+  bool partial_sync[32];           /* pair_sync of the warp is in use */
+  char *dynamic_shared;
+  uintptr_t stack, stack_end; /* of the running thread */
+};
+extern running_kernel running;
+/* True on the host thread that is inside a kernel's thread right now. */
+extern thread_local bool in_kernel_thread;
+uint3 thread_index(int linear);
+dim3 block_index(uint64_t linear);
+
+/* ---- Race checker (race.cpp); without II_EMULATE_RACE these do nothing -------------------------*/
+
+void race_atomic(const void *p, size_t bytes, const char *file, int line);
+void race_forget(uintptr_t address, size_t bytes); /* an allocation came or went */
+
+} // namespace ii_emu
+
+#endif

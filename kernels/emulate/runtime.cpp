@@ -1,0 +1,435 @@
+/* Streams, events and launches of the CUDA runtime.
+ *
+ * A stream is a queue of closures. Eager streams run each at once on the calling thread. Lazy ones
+ * run only what something waits for, as late as CUDA allows: a missing event wait, a host buffer
+ * reused too early or a result read too early then gives wrong data every time. With
+ * II_EMU_STREAMS=random queues advance by chance, which also runs work earlier than a missing wait
+ * would allow. */
+#include "emulate_internal.h"
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+#include <vector>
+
+namespace ii_emu {
+namespace {
+
+struct operation {
+  std::function<void()> work;
+  bool open; /* whether device memory is open meanwhile */
+};
+
+struct queue {
+  int device;
+  bool blocking; /* waits for the default stream and the default stream for it */
+  std::mutex lock;
+  std::condition_variable changed;
+  std::deque<operation> operations;
+  uint64_t queued = 0, done = 0;
+  bool busy = false; /* one runs, outside the lock */
+  queue(int d, bool b) : device(d), blocking(b) {}
+};
+typedef std::shared_ptr<queue> queue_ref;
+
+struct record {
+  queue_ref on; /* NULL: never recorded */
+  uint64_t position = 0;
+  std::shared_ptr<double> when; /* milliseconds, once it has run */
+};
+struct event_state {
+  unsigned flags;
+  record last;
+};
+
+/* Order of locks: tables, then a queue. None is held while work runs. */
+std::mutex tables;
+std::unordered_map<void *, queue_ref> streams;
+std::vector<queue_ref> default_streams;
+std::unordered_map<void *, std::shared_ptr<event_state>> events;
+uint64_t chance = 88172645463325252u;
+
+thread_local int device_of_thread;
+thread_local cudaError_t last_error;
+
+double milliseconds() {
+  using namespace std::chrono;
+  return duration<double, std::milli>(steady_clock::now().time_since_epoch()).count();
+}
+
+/* The queue of a stream; NULL when the handle is not a live stream. */
+queue_ref find_queue(cudaStream_t stream) {
+  std::lock_guard<std::mutex> hold(tables);
+  if (stream == NULL || stream == cudaStreamLegacy || stream == cudaStreamPerThread) {
+    while ((int)default_streams.size() <= device_of_thread) {
+      default_streams.push_back(std::make_shared<queue>((int)default_streams.size(), true));
+    }
+    return default_streams[(size_t)device_of_thread];
+  }
+  const auto at = streams.find((void *)stream);
+  return at == streams.end() ? NULL : at->second;
+}
+
+/* Runs the queue until `position` operations are done, or waits for the thread that does. */
+void advance(queue &q, uint64_t position) {
+  std::unique_lock<std::mutex> hold(q.lock);
+  while (q.done < position) {
+    if (q.busy) {
+      q.changed.wait(hold);
+      continue;
+    }
+    operation o = std::move(q.operations.front());
+    q.operations.pop_front();
+    q.busy = true;
+    hold.unlock();
+    if (o.open) {
+      open_memory open;
+      o.work();
+    } else {
+      o.work();
+    }
+    o.work = nullptr; /* what it held goes before it counts as done */
+    hold.lock();
+    q.busy = false;
+    q.done++;
+    q.changed.notify_all();
+  }
+}
+void finish(queue &q) {
+  uint64_t all;
+  {
+    std::lock_guard<std::mutex> hold(q.lock);
+    all = q.queued;
+  }
+  advance(q, all);
+}
+
+std::vector<queue_ref> queues_of(int device, bool blocking_only) {
+  std::lock_guard<std::mutex> hold(tables);
+  std::vector<queue_ref> all;
+  for (const auto &s : streams) {
+    if (s.second->device == device && (s.second->blocking || !blocking_only)) {
+      all.push_back(s.second);
+    }
+  }
+  if ((int)default_streams.size() > device) all.push_back(default_streams[(size_t)device]);
+  return all;
+}
+
+uint64_t append(queue &q, std::function<void()> work, bool open) {
+  std::lock_guard<std::mutex> hold(q.lock);
+  q.operations.push_back(operation{std::move(work), open});
+  return ++q.queued;
+}
+
+/* Work of the default stream comes after all that blocking streams hold, and theirs after its. */
+void append_dependencies(const queue_ref &q, bool is_default) {
+  if (!q->blocking) return;
+  for (const queue_ref &other : queues_of(q->device, true)) {
+    bool other_is_default;
+    {
+      std::lock_guard<std::mutex> hold(tables);
+      other_is_default = other == default_streams[(size_t)q->device];
+    }
+    if (other == q || !(is_default || other_is_default)) continue;
+    std::unique_lock<std::mutex> hold(other->lock);
+    const uint64_t position = other->queued;
+    const bool wait = other->done < position;
+    hold.unlock();
+    if (wait) append(*q, [other, position] { advance(*other, position); }, false);
+  }
+}
+
+void advance_by_chance(int device) {
+  const std::vector<queue_ref> all = queues_of(device, false);
+  uint64_t r;
+  {
+    std::lock_guard<std::mutex> hold(tables);
+    chance ^= chance << 13, chance ^= chance >> 7, chance ^= chance << 17;
+    r = chance + (uint64_t)get_settings().seed * 0x9E3779B97F4A7C15u;
+  }
+  if (all.empty() || (r >> 40 & 1)) return;
+  queue &q = *all[(r >> 8) % all.size()];
+  uint64_t position;
+  {
+    std::lock_guard<std::mutex> hold(q.lock);
+    position = std::min(q.queued, q.done + (r >> 20) % 4);
+  }
+  advance(q, position);
+}
+
+/* Appends; runs what the mode of the streams says. Returns the position. */
+uint64_t push(const queue_ref &q, std::function<void()> work, bool open) {
+  const bool is_default = q == find_queue(NULL);
+  if (is_default || q->blocking) {
+    find_queue(NULL);
+    append_dependencies(q, is_default);
+  }
+  const uint64_t position = append(*q, std::move(work), open);
+  if (get_settings().streams == STREAMS_EAGER) advance(*q, position);
+  if (get_settings().streams == STREAMS_RANDOM) advance_by_chance(q->device);
+  return position;
+}
+
+std::shared_ptr<event_state> find_event(cudaEvent_t e) {
+  std::lock_guard<std::mutex> hold(tables);
+  const auto at = events.find((void *)e);
+  return at == events.end() ? NULL : at->second;
+}
+record last_record(const std::shared_ptr<event_state> &e) {
+  std::lock_guard<std::mutex> hold(tables);
+  return e->last;
+}
+bool is_done(const record &r) {
+  if (!r.on) return true;
+  std::lock_guard<std::mutex> hold(r.on->lock);
+  return r.on->done >= r.position;
+}
+
+bool within_limits(const ii_emu_config &c) {
+  const dim3 g = c.grid, b = c.block;
+  return g.x && g.y && g.z && b.x && b.y && b.z && g.x <= 0x7fffffffu && g.y <= 65535 &&
+         g.z <= 65535 && b.x <= 1024 && b.y <= 1024 && b.z <= 64 &&
+         (uint64_t)b.x * b.y * b.z <= 1024;
+}
+
+} // namespace
+
+int current_device() { return device_of_thread; }
+
+int stream_device(cudaStream_t stream) {
+  const queue_ref q = find_queue(stream);
+  return q ? q->device : -1;
+}
+
+cudaError_t set_error(cudaError_t error) {
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+void enqueue(cudaStream_t stream, std::function<void()> work) {
+  const queue_ref q = find_queue(stream);
+  if (!q) {
+    report(false, "invalid stream", "work was given to %p, which is no live stream",
+           (void *)stream);
+    return;
+  }
+  push(q, std::move(work), true);
+}
+
+uint64_t enqueue_and_wait(cudaStream_t stream, std::function<void()> work) {
+  const queue_ref q = find_queue(stream);
+  if (!q) return 0;
+  const uint64_t position = push(q, std::move(work), true);
+  advance(*q, position);
+  return position;
+}
+
+void finish_device(int device) {
+  for (const queue_ref &q : queues_of(device, false)) finish(*q);
+}
+
+} // namespace ii_emu
+
+using namespace ii_emu;
+
+void ii_emu_submit(const ii_emu_config &c, ii_emu_body *body) {
+  std::shared_ptr<ii_emu_body> owned(body);
+  const queue_ref q = find_queue(c.stream);
+  if (!within_limits(c)) {
+    note("launch of %s at %s:%d is over the limits: grid (%u,%u,%u), block (%u,%u,%u)", c.name,
+         c.file, c.line, c.grid.x, c.grid.y, c.grid.z, c.block.x, c.block.y, c.block.z);
+    set_error(cudaErrorInvalidConfiguration);
+    return;
+  }
+  if (c.shared_bytes > dynamic_shared_limit(body->kernel)) {
+    note("launch of %s at %s:%d asks for %zu bytes of dynamic shared memory, %zu are allowed (see "
+         "cudaFuncAttributeMaxDynamicSharedMemorySize)",
+         c.name, c.file, c.line, c.shared_bytes, dynamic_shared_limit(body->kernel));
+    set_error(cudaErrorInvalidValue);
+    return;
+  }
+  if (!q || q->device != device_of_thread) {
+    note("launch of %s at %s:%d on a stream that is not one of the current device %d", c.name,
+         c.file, c.line, device_of_thread);
+    set_error(cudaErrorInvalidResourceHandle);
+    return;
+  }
+  push(
+      q,
+      [c, owned] {
+        launch l = {owned->kernel, c.name, c.file, c.line,
+                    c.grid,        c.block, c.shared_bytes, owned.get()};
+        const double start = milliseconds();
+        run_kernel(l);
+        if (get_settings().stats) count_launch(l, milliseconds() - start);
+      },
+      true);
+}
+
+/* ---- The CUDA runtime -------------------------------------------------------------------------*/
+
+extern "C" {
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int priority) {
+  (void)priority;
+  const queue_ref q =
+      std::make_shared<queue>(device_of_thread, (flags & cudaStreamNonBlocking) == 0);
+  std::lock_guard<std::mutex> hold(tables);
+  *s = (cudaStream_t)(void *)q.get();
+  streams[(void *)*s] = q;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
+  return cudaStreamCreateWithPriority(s, flags, 0);
+}
+cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithPriority(s, 0, 0); }
+
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
+  if (least) *least = 0;
+  if (greatest) *greatest = -5;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t s) {
+  const queue_ref q = s ? find_queue(s) : NULL;
+  if (!q) return set_error(cudaErrorInvalidResourceHandle);
+  finish(*q);
+  std::lock_guard<std::mutex> hold(tables);
+  streams.erase((void *)s);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+  const queue_ref q = find_queue(s);
+  if (!q) return set_error(cudaErrorInvalidResourceHandle);
+  finish(*q);
+  return cudaSuccess;
+}
+
+/* Asking moves a lazy stream on by one piece, or a loop that asks would never end. */
+cudaError_t cudaStreamQuery(cudaStream_t s) {
+  const queue_ref q = find_queue(s);
+  if (!q) return set_error(cudaErrorInvalidResourceHandle);
+  uint64_t next, all;
+  {
+    std::lock_guard<std::mutex> hold(q->lock);
+    all = q->queued;
+    next = std::min(all, q->done + 1);
+  }
+  advance(*q, next);
+  return next < all ? cudaErrorNotReady : cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
+  (void)flags;
+  const queue_ref q = find_queue(s);
+  const std::shared_ptr<event_state> event = find_event(e);
+  if (!q || !event) return set_error(cudaErrorInvalidResourceHandle);
+  const record r = last_record(event);
+  if (!r.on || r.on == q) return cudaSuccess;
+  push(q, [r] { advance(*r.on, r.position); }, false);
+  return cudaSuccess;
+}
+
+cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t fn, void *data) {
+  const queue_ref q = find_queue(s);
+  if (!q || !fn) return set_error(cudaErrorInvalidResourceHandle);
+  push(q, [fn, data] { fn(data); }, false);
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize(void) {
+  finish_device(device_of_thread);
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
+  const std::shared_ptr<event_state> event = std::make_shared<event_state>();
+  event->flags = flags;
+  std::lock_guard<std::mutex> hold(tables);
+  *e = (cudaEvent_t)(void *)event.get();
+  events[(void *)*e] = event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
+
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+  std::lock_guard<std::mutex> hold(tables);
+  return events.erase((void *)e) ? cudaSuccess : set_error(cudaErrorInvalidResourceHandle);
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+  const queue_ref q = find_queue(s);
+  const std::shared_ptr<event_state> event = find_event(e);
+  if (!q || !event) return set_error(cudaErrorInvalidResourceHandle);
+  record r;
+  r.on = q;
+  r.when = std::make_shared<double>(0.0);
+  const std::shared_ptr<double> when = r.when;
+  r.position = push(q, [when] { *when = milliseconds(); }, false);
+  std::lock_guard<std::mutex> hold(tables);
+  event->last = r;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t e, cudaStream_t s, unsigned flags) {
+  (void)flags;
+  return cudaEventRecord(e, s);
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+  const std::shared_ptr<event_state> event = find_event(e);
+  if (!event) return set_error(cudaErrorInvalidResourceHandle);
+  const record r = last_record(event);
+  if (r.on) advance(*r.on, r.position);
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t e) {
+  const std::shared_ptr<event_state> event = find_event(e);
+  if (!event) return set_error(cudaErrorInvalidResourceHandle);
+  const record r = last_record(event);
+  if (is_done(r)) return cudaSuccess;
+  uint64_t next;
+  {
+    std::lock_guard<std::mutex> hold(r.on->lock);
+    next = std::min(r.position, r.on->done + 1);
+  }
+  advance(*r.on, next);
+  return is_done(r) ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
+  const std::shared_ptr<event_state> a = find_event(from), b = find_event(to);
+  if (!a || !b || ((a->flags | b->flags) & cudaEventDisableTiming)) {
+    return set_error(cudaErrorInvalidResourceHandle);
+  }
+  const record ra = last_record(a), rb = last_record(b);
+  if (!ra.on || !rb.on) return set_error(cudaErrorInvalidResourceHandle);
+  if (!is_done(ra) || !is_done(rb)) return cudaErrorNotReady;
+  *ms = (float)(*rb.when - *ra.when);
+  return cudaSuccess;
+}
+
+/* ---- Devices of the thread, errors ------------------------------------------------------------*/
+
+cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= get_settings().devices) return set_error(cudaErrorInvalidDevice);
+  device_of_thread = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int *device) {
+  *device = device_of_thread;
+  return cudaSuccess;
+}
+cudaError_t cudaGetLastError(void) {
+  const cudaError_t e = last_error;
+  last_error = cudaSuccess;
+  return e;
+}
+cudaError_t cudaPeekAtLastError(void) { return last_error; }
+
+} // extern "C"
