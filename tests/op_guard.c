@@ -218,7 +218,10 @@ static void check_call(int kernel, const call *c, void *const *original) {
 
 static double largest(const ii_buf *b, const unsigned char *p) {
   double m = 0;
-  for (int64_t i = 0; i < b->n; i++) m = fmax(m, fabs(value(b->dtype, p, i)));
+  for (int64_t i = 0; i < b->n; i++) {
+    const double v = fabs(value(b->dtype, p, i));
+    if (isfinite(v)) m = fmax(m, v);
+  }
   return m;
 }
 
@@ -230,7 +233,7 @@ static void check_close(int kernel, const char *what, const ii_buf *b, int index
   for (int64_t i = 0; i < b->n; i++) {
     if (b->row && i % b->row >= b->used) continue;
     double w = value(b->dtype, want, i) + (added ? ballast(i) : 0), g = value(b->dtype, a, i);
-    if (!(fabs(g - w) <= bound))
+    if (!(fabs(g - w) <= bound || g == w || (isnan(g) && isnan(w))))
       fail_msg("%s, %s: element %lld of buffer %d (%lld %s) is %.9g, not %.9g", names[kernel], what,
                (long long)i, index, (long long)b->n, ii_dtype_name(b->dtype), g, w);
   }
@@ -304,16 +307,17 @@ static bool in_place(const ii_buf *b, int n) {
 static int guarded(ii_kctx *k, int kernel, const void *args, size_t size, kernel_fn real) {
   char first_args[512], second_args[512];
   ii_buf list[II_BUFS_MAX];
-  void *original[II_BUFS_MAX];
+  void *original[II_BUFS_MAX] = {0}, *target[II_BUFS_MAX];
   assert_true(size <= sizeof first_args);
   memcpy(first_args, args, size);
   int n = ii_kernel_buffers(kernel, first_args, list);
   if (!guard_is_on || in_place(list, n)) return real(k, args);
   bool has_gradients = false;
   for (int i = 0; i < n; i++) {
+    target[i] = *list[i].at;
     original[i] = list[i].role == II_BUF_INSIDE || list[i].role == II_BUF_UNREAD
                       ? NULL
-                      : fetched(k, *list[i].at, buf_bytes(&list[i]));
+                      : fetched(k, target[i], buf_bytes(&list[i]));
     has_gradients |= list[i].role == II_BUF_GRAD;
   }
   call first, second;
@@ -330,7 +334,7 @@ static int guarded(ii_kctx *k, int kernel, const void *args, size_t size, kernel
   if (has_gradients) check_gradients(k, kernel, args, size, real, original);
   for (int i = 0; i < n; i++) {
     if (first.p[i] && first.b[i].role != II_BUF_IN && first.b[i].n)
-      engine_did(k, ii_device_write(k, *list[i].at, first.p[i], buf_bytes(&first.b[i])));
+      engine_did(k, ii_device_write(k, target[i], first.p[i], buf_bytes(&first.b[i])));
     free(original[i]);
   }
   release(&first);
