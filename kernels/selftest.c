@@ -88,15 +88,16 @@ static void set(ii_dtype t, void *p, int64_t i, double v) {
 }
 
 /* Input i of the field at byte `field` of an argument struct: a hash, so that it depends on nothing
- * else. Multiples of 1/64, which every type holds exactly. */
+ * else. Multiples of 1/4096 in [-2, 2]: sampling positions are exact in fp32, and products need
+ * more bits than TF32 keeps. */
 static double draw(int64_t field, int64_t i, ii_dtype t, bool positive) {
   uint64_t h =
       (uint64_t)(field + 1) * 0x9E3779B97F4A7C15u ^ (uint64_t)(i + 1) * 0xBF58476D1CE4E5B9u;
   h = (h ^ h >> 31) * 0x94D049BB133111EBu;
   h ^= h >> 29;
-  if (t == II_I32) return (double)(h % 7);          /* a class */
-  if (positive) return 0.5 + (double)(h % 65) / 64; /* variances, second moments */
-  return (double)((int64_t)(h % 257) - 128) / 64;
+  if (t == II_I32) return (double)(h % 7);              /* a class */
+  if (positive) return 0.5 + (double)(h % 4097) / 4096; /* variances, second moments */
+  return (double)((int64_t)(h % 16385) - 8192) / 4096;
 }
 
 /* For a result of type t: 16-bit results are rounded once, of sums in fp32; the rest is what those

@@ -4,7 +4,8 @@
  * Every kernel has two problems. Variant 0: sizes and addresses that allow wide accesses, results
  * overwrite. Variant 1: ragged sizes, pointers aligned to one element only, gradients are added to
  * what is there, and the kernel's other form (DCNv4 instead of v3, evaluation instead of training,
- * GELU after the norm). Inputs are multiples of 1/64 in [-2, 2], the same in every type. */
+ * GELU after the norm). Inputs are multiples of 1/4096 in [-2, 2], rounded to
+ * their type. */
 #ifndef II_SELFTEST_H
 #define II_SELFTEST_H
 #include "kernels/buffers.h"

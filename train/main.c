@@ -4,7 +4,9 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include "kernels/device.h"
 #include "train/cli.h"
+#include "train/doctor.h"
 #include "train/plan.h"
 #include "train/setup.h"
 #include "train/trainer.h"
@@ -81,6 +83,7 @@ enum {
   F_DEVICE,
   F_PLAN,
   F_JSON,
+  F_DOCTOR,
   F_HELP,
   F_KEYS,
   F_MARKDOWN,
@@ -96,9 +99,10 @@ static const ii_flag FLAGS[] = {
     {"--init", "PATH", "start from the weights of this HDF5 file (goes before train.init)"},
     {"--init-ema", NULL, "of that file take the moving average"},
     {"--partial", NULL, "let --init load what fits, instead of refusing a partial match"},
-    {"--device", "cpu|cuda", "where to compute; cpu is the default"},
+    {"--device", "cpu|cuda|cuda:N", "where to compute; cpu is the default"},
     {"--plan", NULL, "print parameters, multiply-adds and peak memory, and train nothing"},
     {"--json", NULL, "with --plan: as one JSON object"},
+    {"--doctor", NULL, "what this program runs on, and a test of every kernel; trains nothing"},
     {"--help", NULL, "this text and all configuration keys"},
     {"--keys", NULL, "the configuration keys alone"},
     {"--markdown", NULL, "the configuration keys as a page of documentation"},
@@ -109,7 +113,7 @@ typedef struct {
   ii_trainer_options options;
   const char *config, **sets;
   int n_sets;
-  bool plan, json;
+  bool plan, json, doctor, device_given;
 } command;
 
 static void print_help(void) {
@@ -158,12 +162,16 @@ static ii_status take_flag(command *c, int flag, const char *value, ii_error *er
     c->options.init_partial = true;
     break;
   case F_DEVICE:
-    return ii_device_parse(value, &c->options.device, err);
+    c->device_given = true;
+    return ii_device_parse(value, &c->options.device, &c->options.device_index, err);
   case F_PLAN:
     c->plan = true;
     break;
   case F_JSON:
     c->json = true;
+    break;
+  case F_DOCTOR:
+    c->doctor = true;
     break;
   }
   return II_OK;
@@ -179,6 +187,7 @@ static ii_status parse(command *c, int argc, char **argv, bool *done, ii_error *
     if ((*done = print_info(flag))) return II_OK;
     II_TRY(take_flag(c, flag, value, err));
   }
+  if (c->doctor) return II_OK;
   if (!c->config)
     return ii_error_set(err, II_ERR_ARG,
                         "--config NAME is missing, e.g. --config quickstart.cfg "
@@ -224,10 +233,32 @@ static ii_status plan(command *c, ii_error *err) {
   return ii_cli_flush(stdout, err);
 }
 
+/* *code is set when a test failed: what did has been printed. */
+static ii_status doctor(const command *c, int *code, ii_error *err) {
+  const ii_doctor_engines which = !c->device_given              ? II_DOCTOR_ALL
+                                  : c->options.device == II_CPU ? II_DOCTOR_CPU
+                                                                : II_DOCTOR_CUDA;
+  bool passed;
+  II_TRY(ii_doctor_run(which, stdout, &passed, err));
+  if (!passed) *code = 1;
+  return ii_cli_flush(stdout, err);
+}
+
+/* A device that this program or machine lacks is said before any data is looked for. */
+static ii_status check_device(ii_device device, ii_error *err) {
+  ii_kctx k;
+  const ii_engine_options o = {.device = device};
+  if (device == II_CPU || ii_cuda_device_count() > 0) return II_OK;
+  if (ii_engine_open(&k, &o)) return ii_error_set(err, II_ERR_DEVICE, "%s", k.error);
+  ii_engine_close(&k);
+  return II_OK;
+}
+
 static ii_status train(command *c, ii_error *err) {
   static bool terminal;
   ii_trainer *t;
   terminal = isatty(STDOUT_FILENO) == 1;
+  II_TRY(check_device(c->options.device, err));
   catch_signals();
   c->options.stop = &stop_signal;
   c->options.say = (ii_say){print_line, &terminal};
@@ -249,6 +280,8 @@ int main(int argc, char **argv) {
     ii_error_set(&err, II_ERR_MEMORY, "out of memory");
   else if (parse(c, argc, argv, &done, &err) != II_OK)
     code = 2;
+  else if (!done && c->doctor)
+    doctor(c, &code, &err);
   else if (!done && load_config(c, &err) == II_OK)
     c->plan ? plan(c, &err) : train(c, &err);
   if (err.status == II_ERR_INTERRUPTED) code = EXIT_RESUMABLE;
