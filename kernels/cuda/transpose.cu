@@ -10,7 +10,7 @@
 
 namespace {
 
-enum { THREADS = 256, TILE = 32, RUN_BYTES = 32 };
+constexpr int THREADS = 256, TILE = 32, RUN_BYTES = 32;
 
 struct shape {
   int64_t A, B, C, D; /* D in units */
