@@ -1,14 +1,21 @@
 #include "autograd/ctx.h"
 #include "autograd/kernel_call.h"
 #include "autograd/tape.h"
+#include <ctype.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-ii_status ii_device_parse(const char *s, ii_device *out, ii_error *err) {
+ii_status ii_device_parse(const char *s, ii_device *out, int *index, ii_error *err) {
+  char rest;
+  *index = 0;
   if (!strcmp(s, "cpu")) return *out = II_CPU, II_OK;
   if (!strcmp(s, "cuda")) return *out = II_CUDA, II_OK;
-  return ii_error_set(err, II_ERR_ARG, "unknown device '%s': use cpu or cuda", s);
+  if (!strncmp(s, "cuda:", 5) && isdigit((unsigned char)s[5]) &&
+      sscanf(s + 5, "%3d%c", index, &rest) == 1)
+    return *out = II_CUDA, II_OK;
+  return ii_error_set(err, II_ERR_ARG, "unknown device '%s': use cpu, cuda or cuda:1", s);
 }
 
 ii_ctx *ii_ctx_open(const ii_ctx_options *o, ii_error *err) {

@@ -62,8 +62,9 @@ static inline bool ii_ok(const ii_ctx *c) {
   return c->err.status == II_OK;
 }
 
-/* Parses "cpu" or "cuda". Returns II_ERR_ARG for anything else. */
-ii_status ii_device_parse(const char *s, ii_device *out, ii_error *err);
+/* Parses "cpu", "cuda" (the first GPU) or "cuda:1" (GPUs count from 0). Returns II_ERR_ARG for
+ * anything else. */
+ii_status ii_device_parse(const char *s, ii_device *out, int *index, ii_error *err);
 
 /* ---- Scopes -------------------------------------------------------------------------------------
  * Every op result belongs to the innermost scope. Ending a scope drops the results that nobody

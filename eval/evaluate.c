@@ -88,6 +88,7 @@ static ii_status open_model(evaluation *e, ii_error *err) {
   ii_weights_report report;
   const ii_weights_options w = {.ema = e->o->ema};
   e->ctx = ii_ctx_open(&(ii_ctx_options){.device = e->o->device,
+                                         .index = e->o->device_index,
                                          .threads = (int)e->cfg.train.threads,
                                          .real = II_F32,
                                          .compute = II_F32},

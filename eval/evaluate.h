@@ -8,6 +8,7 @@
 typedef struct {
   ii_config config; /* complete and checked */
   ii_device device;
+  int device_index;       /* CUDA: which GPU */
   const char *checkpoint; /* ours, or any HDF5 file with the weights (weights.h) */
   bool ema;               /* evaluate the moving average */
   ii_say say;

@@ -27,7 +27,7 @@ static const ii_flag FLAGS[] = {
     {"--ema", NULL, "evaluate the moving average of the weights"},
     {"--json", NULL, "print one JSON object: top1, top5 (percent), images, ..."},
     {"--per-class", NULL, "also the accuracy of each class"},
-    {"--device", "cpu|cuda", "where to compute; cpu is the default"},
+    {"--device", "cpu|cuda|cuda:N", "where to compute; cpu is the default"},
     {"--help", NULL, "this text"},
     {"--keys", NULL, "all configuration keys"},
     {"--version", NULL, "the version"},
@@ -86,7 +86,7 @@ static ii_status take_flag(command *c, int flag, const char *value, ii_error *er
     c->per_class = true;
     break;
   case F_DEVICE:
-    return ii_device_parse(value, &c->options.device, err);
+    return ii_device_parse(value, &c->options.device, &c->options.device_index, err);
   }
   return II_OK;
 }

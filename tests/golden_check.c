@@ -12,7 +12,7 @@
 #include <zlib.h>
 
 static const char usage_text[] =
-    "usage: golden_check [--device cpu|cuda] [--dtype f32|f64|both] [--verbose] FILE...\n"
+    "usage: golden_check [--device cpu|cuda|cuda:N] [--dtype f32|f64|both] [--verbose] FILE...\n"
     "\n"
     "Compares this program with reference data computed by the official code, in the format of\n"
     "the project's reference files: HDF5 files of operator, module, network, stochastic-depth,\n"
@@ -250,7 +250,8 @@ static int parse_options(gc *g, int argc, char **argv) {
     } else if (strcmp(argv[i], "--verbose") == 0) {
       g->verbose = true;
     } else if (strcmp(argv[i], "--device") == 0) {
-      if (ii_device_parse(value, &g->device, &err) != II_OK) gc_die(g, "--device: %s", err.text);
+      if (ii_device_parse(value, &g->device, &g->device_index, &err) != II_OK)
+        gc_die(g, "--device: %s", err.text);
       i++;
     } else if (strcmp(argv[i], "--dtype") == 0) {
       g->dtype_given = true;

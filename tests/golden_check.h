@@ -25,6 +25,7 @@ typedef struct {
 
 typedef struct {
   ii_device device;
+  int device_index;
   bool f32, f64;    /* which types to run */
   bool dtype_given; /* by --dtype: then also where double is not checked by default */
   bool verbose;

@@ -24,7 +24,9 @@ static const gc_grad_bounds network_bounds = {{3e-5, OUT_F64}, {1e-3, GRAD_F64}}
 ii_ctx *gc_ctx(gc *g, bool plan, int threads) {
   ii_error err = {0};
   ii_ctx_options o = {.device = g->device,
+                      .index = g->device_index,
                       .threads = threads,
+                      .deterministic = true,
                       .real = g->dtype == II_F64 ? II_F64 : II_F32,
                       .compute = g->dtype == II_F64 ? II_F64 : II_F32,
                       .plan = plan};

@@ -82,7 +82,8 @@ ii_device op_device(void) {
   const char *name = getenv("II_TEST_DEVICE");
   ii_device device = II_CPU;
   ii_error err = {0};
-  if (name && ii_device_parse(name, &device, &err) != II_OK) fail_msg("%s", err.text);
+  int index;
+  if (name && ii_device_parse(name, &device, &index, &err) != II_OK) fail_msg("%s", err.text);
   return device;
 }
 

@@ -202,10 +202,19 @@ static void low_copies(void **state) {
 static void context_errors(void **state) {
   ii_error err = {0};
   ii_device d;
-  assert_int_equal(ii_device_parse("cpu", &d, &err), II_OK);
+  int index = 5;
+  assert_int_equal(ii_device_parse("cpu", &d, &index, &err), II_OK);
   assert_int_equal(d, II_CPU);
-  assert_int_equal(ii_device_parse("tpu", &d, &err), II_ERR_ARG);
-  assert_non_null(strstr(err.text, "'tpu'"));
+  assert_int_equal(ii_device_parse("cuda", &d, &index, &err), II_OK);
+  assert_true(d == II_CUDA && index == 0);
+  assert_int_equal(ii_device_parse("cuda:12", &d, &index, &err), II_OK);
+  assert_true(d == II_CUDA && index == 12);
+  static const char *const bad[] = {"tpu", "cuda:", "cuda:-1", "cuda:x", "cuda: 1", "cuda:1234"};
+  for (int i = 0; i < 6; i++) {
+    assert_int_equal(ii_device_parse(bad[i], &d, &index, &err), II_ERR_ARG);
+    assert_non_null(strstr(err.text, bad[i]));
+    ii_error_clear(&err);
+  }
   ii_error_clear(&err);
   ii_error_set(&err, II_ERR_IO, "first");
   ii_error_set(&err, II_ERR_ARG, "second");

@@ -31,7 +31,7 @@ static void test_wrong_usage(void **unused) {
   fails(2, "train", "--config", "--config needs a value");
   fails(2, "train", "--config x.cfg --plan=3", "--plan takes no value");
   fails(2, "train", "x.cfg", "\"x.cfg\" is not a flag");
-  fails(2, "train", "--config x.cfg --device tpu", "use cpu or cuda");
+  fails(2, "train", "--config x.cfg --device tpu", "use cpu, cuda or cuda:1");
   fails(2, "train", "--config x.cfg --json", "--plan");
   fails(2, "train", "--config x.cfg --init a.h5 --resume b.h5", "give one of them");
   snprintf(text, sizeof text, "--config %s --partial", fixture_path("tiny.cfg"));

@@ -13,6 +13,7 @@
 typedef struct {
   ii_config config; /* complete and checked */
   ii_device device;
+  int device_index;   /* CUDA: which GPU */
   const char *resume; /* NULL: a new run; "auto": the newest whole checkpoint of train.output_dir,
                          if there is one; or a checkpoint's path */
   const char *init;   /* NULL: train.init */

@@ -110,6 +110,7 @@ static ii_status open_model(ii_trainer *t, ii_error *err) {
   const ii_config *cfg = t->cfg;
   const ii_model_config m = ii_setup_model(cfg);
   t->ctx = ii_ctx_open(&(ii_ctx_options){.device = t->o.device,
+                                         .index = t->o.device_index,
                                          .threads = (int)cfg->train.threads,
                                          .real = II_F32,
                                          .compute = ii_setup_compute(cfg, t->o.device),
