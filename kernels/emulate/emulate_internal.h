@@ -87,13 +87,15 @@ void count_launch(const launch &l, double milliseconds);
 std::string function_name(const void *function);
 /* Bytes of static shared memory that the kernel itself declares. */
 size_t static_shared_bytes(const void *kernel);
-/* Fills the static shared variables that `kernel` can reach with 0xFF. */
+/* Fills the static shared variables that the kernel itself declares with 0xFF. */
 void poison_static_shared(const void *kernel);
 /* The static shared variable at p: name, start and size; false when it is none. */
 bool find_shared(const void *p, std::string *name, uintptr_t *start, size_t *bytes);
 /* Whether p lies in the program's own image (code, constants, variables). */
 bool in_image(const void *p);
-/* "function at file:line" of a code address (runs addr2line). */
+uintptr_t image_base();
+/* "function at file:line" of a code address, on a new line for it and for each function it was
+ * inlined into (runs addr2line). */
 std::string source_of(uintptr_t pc);
 
 /* Bytes of dynamic shared memory a launch may ask for (device.cpp). */
@@ -129,7 +131,7 @@ struct running_kernel {
 };
 extern running_kernel running;
 /* True on the host thread that is inside a kernel's thread right now. */
-extern thread_local bool in_kernel_thread;
+extern __thread bool in_kernel_thread;
 uint3 thread_index(int linear);
 dim3 block_index(uint64_t linear);
 

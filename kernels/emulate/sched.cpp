@@ -20,7 +20,7 @@ dim3 blockDim, gridDim;
 namespace ii_emu {
 
 running_kernel running;
-thread_local bool in_kernel_thread;
+__thread bool in_kernel_thread;
 
 dim3 block_index(uint64_t b) {
   const dim3 g = running.l->grid;
