@@ -294,29 +294,6 @@ static void cross_entropy(list *l, ii_ce_args *a, bool bwd) {
   GRAD(gx, a->x_dtype, a->N * a->C);
 }
 
-static void optimizer(list *l, int kernel, void *args) {
-  if (kernel == II_K_adamw) {
-    ii_adamw_args *a = args;
-    STATE(p, a->real, a->n);
-    STATE(m, a->real, a->n);
-    STATE(v, a->real, a->n);
-    STATE(ema, a->real, a->n);
-    IN(g, a->real, a->n);
-    OUT(low, II_BF16, a->n);
-  } else if (kernel == II_K_sgd) {
-    ii_sgd_args *a = args;
-    STATE(p, a->real, a->n);
-    STATE(m, a->real, a->n);
-    STATE(ema, a->real, a->n);
-    IN(g, a->real, a->n);
-    OUT(low, II_BF16, a->n);
-  } else {
-    ii_ema_args *a = args;
-    STATE(ema, a->real, a->n);
-    IN(p, a->real, a->n);
-  }
-}
-
 static void simple(list *l, int kernel, void *args) {
   if (kernel == II_K_add_fwd) {
     ii_add_args *a = args;
@@ -350,12 +327,6 @@ static void simple(list *l, int kernel, void *args) {
   } else if (kernel == II_K_shift) {
     ii_shift_args *a = args;
     STATE(y, a->real, a->n);
-  } else if (kernel == II_K_sumsq) {
-    ii_sumsq_args *a = args;
-    IN(x, a->real, a->n);
-    OUT(out, II_F64, 1);
-  } else {
-    optimizer(l, kernel, args);
   }
 }
 

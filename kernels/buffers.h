@@ -32,7 +32,8 @@ enum {
   II_K_COUNT
 };
 
-/* Fills b with the buffers of a call; pointers that are NULL are left out. Returns how many. */
+/* Fills b with the buffers of a call; pointers that are NULL are left out. Returns how many: 0 for
+ * update_* and loss_add, which work on tables of pointers and on structs. */
 int ii_kernel_buffers(int kernel, void *args, ii_buf *b);
 
 #endif

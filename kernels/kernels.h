@@ -348,7 +348,7 @@ typedef struct {
   void *y;
 } ii_shift_args;
 
-/* ---- Not differentiated: used by the optimizer and by gradient bookkeeping. ---- */
+/* ---- Not differentiated: used by gradient bookkeeping and by the optimizer. ---- */
 
 /* y[i] = value, n elements of y_dtype. */
 typedef struct {
@@ -358,51 +358,95 @@ typedef struct {
   void *y;
 } ii_fill_args;
 
-/* *out (a double) = sum of x[i]^2, accumulated in double in fixed blocks of 65536 elements, so the
- * result does not depend on the number of threads. x of type real. */
+/* ---- One update of all parameters, in three kernels. The host queues them and looks at nothing:
+ * what depends on the gradients is decided and kept on the device, in an ii_update_state. ---- */
+
+typedef enum {
+  II_UPDATE_ADAMW = 0,
+  II_UPDATE_SGD,
+  II_UPDATE_SCALE /* gradients alone: g *= clip coefficient, in place */
+} ii_update_kind;
+
+typedef enum {
+  II_UPDATE_NOTHING = 0, /* all stays as it is */
+  II_UPDATE_AVERAGE,     /* a skipped update: the averages alone, as in the official loop */
+  II_UPDATE_ALL
+} ii_update_action;
+
+/* One tensor of an update, of type `real`; a row of a table in device memory. */
 typedef struct {
-  ii_dtype real;
   int64_t n;
-  const void *x;
-  double *out;
-} ii_sumsq_args;
+  void *p;     /* value */
+  void *g;     /* gradient; NULL: none came, the tensor is averaged only */
+  void *m, *v; /* moments; SGD: m is the momentum buffer, v NULL; m NULL: no momentum */
+  void *ema;   /* average; may be NULL */
+  void *low;   /* 16-bit copy of p; may be NULL */
+  double weight_decay;
+  int64_t counter; /* 1: a counter of one element, whose average is an integer; in no chunk */
+} ii_update_tensor;
 
-/* One AdamW step (Loshchilov and Hutter 2019, as torch.optim.AdamW) on one tensor, with everything
- * that must pass over the same memory: g' = grad_scale*g;  p *= 1 - lr*weight_decay;
- * m = b1*m + (1-b1)*g';  v = b2*v + (1-b2)*g'^2;
- * p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps);
- * then, where not NULL: ema = ema_decay*ema + (1-ema_decay)*p;  low = bf16(p).
- * p, g, m, v, ema of type real; t >= 1. */
+/* Elements [part * II_UPDATE_CHUNK, (part + 1) * II_UPDATE_CHUNK) of a tensor: a unit of work. */
+enum { II_UPDATE_CHUNK = 65536 };
 typedef struct {
-  ii_dtype real;
-  int64_t n, t;
-  double lr, beta1, beta2, eps, weight_decay, grad_scale, ema_decay;
-  void *p, *m, *v, *ema;
-  const void *g;
-  uint16_t *low;
-} ii_adamw_args;
+  int32_t tensor, part;
+} ii_update_chunk;
 
-/* One SGD step (as torch.optim.SGD, dampening 0): g' = grad_scale*g + weight_decay*p;
- * m = g' on the first step (t == 1), else momentum*m + g';  d = nesterov ? g' + momentum*m : m;
- * p -= lr*d; ema and low as in AdamW. momentum 0: m may be NULL. */
+/* What is carried from update to update, in device memory. */
 typedef struct {
-  ii_dtype real;
-  int64_t n, t;
-  double lr, momentum, weight_decay, grad_scale, ema_decay;
+  double loss_scale;    /* factor on the loss that the gradients contain; 1 without scaling */
+  int64_t t;            /* updates made */
+  int64_t good_updates; /* in a row since loss_scale last changed; counted with scaling only */
+  int64_t skipped;      /* updates skipped because the gradients were not finite, with scaling */
+  double grad_norm;     /* of the last update, loss_scale taken out; before clipping */
+  double clip_coef;     /* of the last update */
+  double loss_sum;      /* of the losses since the host last cleared it */
+  int64_t loss_count;
+  int64_t bad_step; /* >= 0: the loss or the gradients of this step were not finite (and there is
+                       no scale to lower). Nothing is updated until the host clears it with -1 */
+  double bad_value;
+  int64_t bad_loss; /* 1: it was the loss, 0: the norm of the gradients */
+  int64_t action;   /* ii_update_action of the update in work */
+} ii_update_state;
+
+/* update_norm: partial[chunk] = sum of the squares of the gradients of each chunk (0 without g), in
+ *   double (CUDA: type real, so a gradient above 1e19 counts as infinite). 8 bytes per chunk.
+ * update_control: norm = sqrt(sum of partial)/loss_scale, coefficient min(1, clip_grad/(norm+1e-6))
+ *   (1 with clip_grad 0), then state: see update_rules.h; the factors for update_apply; averages of
+ *   counters; *seed = loss_scale*seed_factor, the gradient of the next loss. Sums are taken in a
+ *   fixed order (CPU: chunk by chunk, tensor by tensor).
+ * update_apply: for each chunk, as state->action says, with g' = g*coefficient/loss_scale:
+ *   AdamW (Loshchilov and Hutter 2019, as torch.optim.AdamW): p *= 1 - lr*weight_decay;
+ *     m = b1*m + (1-b1)*g';  v = b2*v + (1-b2)*g'^2;
+ *     p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps);
+ *   SGD (as torch.optim.SGD, dampening 0): g'' = g' + weight_decay*p;
+ *     m = g'' at the first update, else momentum*m + g'';  p -= lr*(nesterov ? g''+momentum*m : m);
+ *   then, where not NULL: ema = ema_decay*ema + (1-ema_decay)*p;  low = p in low_dtype.
+ * All pointers are device pointers. */
+typedef struct {
+  ii_dtype real, low_dtype;
+  ii_update_kind kind;
+  int64_t tensors, chunks, elements; /* elements: of all chunks */
+  const ii_update_tensor *tensor;
+  const ii_update_chunk *chunk; /* in the order of the tensors */
+  const double *lr;             /* rate of each tensor; not read for II_UPDATE_SCALE */
+  int64_t step;                 /* the number that bad_step gets */
+  double beta1, beta2, eps, momentum, clip_grad, ema_decay, seed_factor;
   bool nesterov;
-  void *p, *m, *ema;
-  const void *g;
-  uint16_t *low;
-} ii_sgd_args;
+  int64_t growth_interval; /* updates; 0: no loss scaling */
+  void *partial;           /* [chunks], 8 bytes each */
+  void *factor;            /* [4 + 2*tensors] of type real */
+  void *seed;              /* one element of type real; NULL for II_UPDATE_SCALE */
+  ii_update_state *state;
+} ii_update_args;
 
-/* ema = decay*ema + (1-decay)*p, type real (buffers such as running statistics). */
+/* state->loss_sum += loss (one element of type real), or notes at `step` that it is not finite. */
 typedef struct {
   ii_dtype real;
-  int64_t n;
-  double decay;
-  void *ema;
-  const void *p;
-} ii_ema_args;
+  bool scaled; /* a loss scale is in use: a loss that is not finite is no reason to stop */
+  int64_t step;
+  const void *loss;
+  ii_update_state *state;
+} ii_loss_add_args;
 
 #define II_KERNEL(name, args)                                                                      \
   int ii_cpu_##name(ii_kctx *k, const args *a);                                                    \

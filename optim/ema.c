@@ -1,6 +1,5 @@
 #include "optim/ema.h"
 #include "autograd/kernel_call.h"
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -40,29 +39,10 @@ void ii_ema_reset(ii_ema *e) {
   }
 }
 
-/* Counters are the only integers of a state-dict; here they are stored as numbers. */
-static bool is_counter(const ii_param *p) {
+bool ii_ema_is_counter(const ii_param *p) {
   static const char suffix[] = "num_batches_tracked";
   const size_t n = strlen(p->name), m = sizeof suffix - 1;
   return p->buffer && n >= m && !strcmp(p->name + n - m, suffix) && ii_numel(p->value) == 1;
-}
-
-void ii_ema_update(ii_ema *e, int64_t i) {
-  ii_ctx *c = e->params->ctx;
-  const ii_param *p = &e->params->at[i];
-  if (is_counter(p)) {
-    double avg, now;
-    ii_tensor_read_f64(c, e->avg[i], &avg);
-    ii_tensor_read_f64(c, p->value, &now);
-    avg = trunc(e->decay * avg + (1.0 - e->decay) * now);
-    ii_tensor_write_f64(c, e->avg[i], &avg);
-    return;
-  }
-  ii_run_ema(c, &(ii_ema_args){.real = p->value->dtype,
-                               .n = ii_numel(p->value),
-                               .decay = e->decay,
-                               .ema = ii_data(e->avg[i]),
-                               .p = ii_data(p->value)});
 }
 
 void ii_ema_swap(ii_ema *e) {

@@ -27,11 +27,11 @@ void ii_ema_destroy(ii_ema *e);
  * ii_ema_init. */
 void ii_ema_reset(ii_ema *e);
 
-/* One update of entry i alone. The optimizer calls it for what its own kernels do not average
- * (buffers and parameters that are not trained). */
-void ii_ema_update(ii_ema *e, int64_t i);
+/* Whether an entry is a counter, whose average is truncated. Counters are the only integers of a
+ * state-dict; here they are stored as numbers. The optimizer's update does the averaging. */
+bool ii_ema_is_counter(const ii_param *p);
 
-/* Exchanges average and weights, without copying, and refreshes the bf16 copies. Evaluate the
+/* Exchanges average and weights, without copying, and refreshes the 16-bit copies. Evaluate the
  * average between two calls; the second one restores both bit for bit. */
 void ii_ema_swap(ii_ema *e);
 

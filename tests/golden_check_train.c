@@ -231,6 +231,12 @@ static void run_steps(gc *g, run *r, deviations *d) {
   }
 }
 
+static double updates_of(run *r) {
+  ii_update_state s;
+  ii_optimizer_look(&r->optimizer, &s);
+  return (double)s.t;
+}
+
 /* |difference| / |update| over all parameters with a gradient, in the l2 norm. */
 static void compare_weights(gc *g, run *r, const char *name, bool average) {
   hid_t want = gc_open_group(g, r->group, name);
@@ -261,7 +267,7 @@ static void compare_weights(gc *g, run *r, const char *name, bool average) {
    * time by at most half a unit in the last place, 2^-24 |w|; signs vary from number to number and
    * from update to update, so that n updates walk sqrt(n) times as far, not n times */
   if (average && g->dtype == II_F32)
-    bound += 2 * sqrt((double)r->optimizer.t) * sqrt(size / update) * 0x1p-24;
+    bound += 2 * sqrt(updates_of(r)) * sqrt(size / update) * 0x1p-24;
   gc_compare(g, name, update > 0 ? sqrt(diff / update) : sqrt(diff), bound);
   H5Gclose(want);
 }
@@ -305,7 +311,7 @@ static void compare_buffers(gc *g, run *r, const char *suffix, bool average) {
     double bound = r->bounds.buffers, largest = gc_max_abs(a.v, a.n);
     if (strstr(name, "running_mean") && largest > 0) {
       /* an average holds this share of all values it has seen, the rest is the first value */
-      double decay = pow(r->optimizer.options.ema_decay, (double)r->optimizer.t);
+      double decay = pow(r->optimizer.options.ema_decay, updates_of(r));
       bound += noise_of_mean(g, r) * (average ? 1 - decay : 1) / largest;
     }
     gc_compare(g, name, gc_error(g, v, &a, 0), bound);

@@ -90,7 +90,6 @@ static ii_train_state example_state(int64_t step) {
 
 static ii_status save(world *w, const char *path, int64_t step, ii_error *err) {
   static const char *const classes[] = {"cat", "d\xc3\xb6g", "a class with spaces"};
-  w->optimizer.t = 68;
   return ii_checkpoint_save(path,
                             &(ii_checkpoint_content){.state = example_state(step),
                                                      .config = "model = { };\n",
@@ -155,7 +154,9 @@ static void round_trip(ii_optimizer_kind kind) {
     assert_true(same(a.ctx, x.tensor, b.ctx, y.tensor));
   }
   assert_int_equal(items, kind == II_OPTIMIZER_ADAMW ? 3 * 2 + 4 : 3 + 4);
-  assert_int_equal(b.optimizer.t, 68);
+  ii_update_state u;
+  assert_int_equal(ii_optimizer_look(&b.optimizer, &u), II_OK);
+  assert_int_equal(u.t, 68);
   assert_true(b.params.at[0].value->grad_valid);
   assert_false(b.params.at[1].value->grad_valid);
   assert_true(same(a.ctx, w->grad, b.ctx, b.params.at[0].value->grad));

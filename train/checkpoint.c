@@ -225,7 +225,7 @@ static ii_status load_all(ii_h5 *f, ii_params *p, ii_optimizer *o, staging *s, i
       return ii_error_prefix(err, "the optimizer's state does not fit this run (did "
                                   "train.optimizer, train.ema or train.freeze_stages change?)");
   }
-  o->t = state.updates;
+  ii_optimizer_set_state(o, &(ii_update_state){.t = state.updates});
   return load_gradients(f, p, s, err);
 }
 

@@ -68,7 +68,9 @@ static ii_status train_step(ii_trainer *t, ii_error *err) {
     t->grad_norm = report.grad_norm;
     ii_params_zero_grad(t->params);
   }
-  s->updates = t->optimizer.t;
+  ii_update_state u;
+  ii_optimizer_look(&t->optimizer, &u);
+  s->updates = u.t;
   s->step++;
   s->batch++;
   s->images += b->count;
