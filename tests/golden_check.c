@@ -19,7 +19,8 @@ static const char usage_text[] =
     "full-size and training cases, and JSON files (also gzipped) of parameter groups and rates.\n"
     "One line per case: the error that comes closest to its bound, and the tensor it is in.\n"
     "Both number types are checked unless --dtype says otherwise; full-size networks in f32 only.\n"
-    "Exit code: 0 all agree, 1 something disagrees, 2 a file or an option cannot be used.\n";
+    "Exit code: 0 all agree, 1 something disagrees, 2 a file or an option cannot be used,\n"
+    "77 there is no such device here.\n";
 
 void gc_die(const gc *g, const char *fmt, ...) {
   va_list ap;
@@ -268,11 +269,26 @@ static int parse_options(gc *g, int argc, char **argv) {
   return i;
 }
 
+/* Says on what the numbers were computed when it is not the processor. */
+static void announce_device(const gc *g) {
+  ii_kctx k;
+  if (g->device == II_CPU) return;
+  const ii_engine_options o = {.device = g->device, .index = g->device_index};
+  if (ii_engine_open(&k, &o)) {
+    fprintf(stderr, "golden_check: %s\n", k.error);
+    exit(77);
+  }
+  ii_engine_close(&k);
+  printf("device: %s\n", ii_cuda_engine_name());
+}
+
 int main(int argc, char **argv) {
   ii_process_prepare(argv);
   gc g = {.device = II_CPU, .f32 = true, .f64 = true};
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-  for (int i = parse_options(&g, argc, argv); i < argc; i++) check_file(&g, argv[i]);
+  int i = parse_options(&g, argc, argv);
+  announce_device(&g);
+  for (; i < argc; i++) check_file(&g, argv[i]);
   free(g.memory);
   printf("%lld cases, %lld failed; closest to its bound: %s %s, %.2e of %.1e\n", (long long)g.cases,
          (long long)g.failed, g.overall_case, g.overall.tensor, g.overall.err, g.overall.bound);

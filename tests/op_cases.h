@@ -87,6 +87,9 @@ void op_draw_inputs(const op_case *k, ii_rng *r, double **in);
 
 /* The engine under test: cpu, or what the variable II_TEST_DEVICE says. */
 ii_device op_device(void);
+/* The exit status of a test program that cannot run for want of that engine, after saying so; 0
+ * when it can. */
+int op_device_missing(void);
 /* How many of the modes it has. */
 op_mode op_modes(void);
 

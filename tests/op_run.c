@@ -87,6 +87,12 @@ ii_device op_device(void) {
   return device;
 }
 
+int op_device_missing(void) {
+  if (op_device() == II_CPU || ii_cuda_device_count() > 0) return 0;
+  printf("skipped: no GPU for II_TEST_DEVICE=cuda\n");
+  return 77;
+}
+
 op_mode op_modes(void) {
   return op_device() == II_CUDA ? MODE_COUNT : MODE_F16;
 }

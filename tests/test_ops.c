@@ -319,6 +319,8 @@ static void kernel_without_guarded_run(void **state) {
 }
 
 int main(int argc, char **argv) {
+  const int missing = op_device_missing();
+  if (missing) return missing;
   const char *s = getenv("II_TEST_SEED");
   if (s) seed = strtoull(s, NULL, 10);
   printf("seed %llu (set II_TEST_SEED to change it)\n", (unsigned long long)seed);

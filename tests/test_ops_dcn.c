@@ -243,6 +243,8 @@ static int close_contexts(void **state) {
 }
 
 int main(void) {
+  const int missing = op_device_missing();
+  if (missing) return missing;
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(image_does_not_depend_on_batch),
       cmocka_unit_test(offsets_that_are_no_numbers),

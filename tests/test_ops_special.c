@@ -177,6 +177,8 @@ static void loss_of_distant_logits(void **state) {
 }
 
 int main(void) {
+  const int missing = op_device_missing();
+  if (missing) return missing;
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(functions_at_the_ends),         cmocka_unit_test(maximum_of_ties_and_nan),
       cmocka_unit_test(softmax_of_infinities_and_nan), cmocka_unit_test(labels_outside_the_classes),

@@ -1,0 +1,30 @@
+# Tests of the CUDA engine (label cuda), for builds that have one: the op tests and the reference
+# data once more with that engine, and tests of its own, test_cuda_*.c and .cpp. On a machine
+# without GPU, with real CUDA, they are skipped (exit status 77).
+set(CUDA_TEST_SETTINGS II_TEST_DEVICE=cuda GOMP_SPINCOUNT=2000)
+
+function(ii_cuda_test name)
+  add_test(NAME ${name} COMMAND ${ARGN})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 3600 SKIP_RETURN_CODE 77 LABELS cuda
+    ENVIRONMENT "${CUDA_TEST_SETTINGS}")
+endfunction()
+
+foreach(name test_ops test_ops_dcn test_ops_special test_ops_update)
+  ii_cuda_test(${name}_cuda ${name})
+endforeach()
+ii_cuda_test(golden_check_cuda golden_check --device cuda ${GOLDEN_FILES})
+
+file(GLOB CUDA_TEST_FILES CONFIGURE_DEPENDS test_cuda_*.c test_cuda_*.cpp)
+if(II_CUDA STREQUAL emulate)
+  file(GLOB EMULATOR_TEST_FILES CONFIGURE_DEPENDS test_emulate*.c test_emulate*.cpp)
+  list(APPEND CUDA_TEST_FILES ${EMULATOR_TEST_FILES})
+endif()
+foreach(file ${CUDA_TEST_FILES})
+  get_filename_component(name ${file} NAME_WE)
+  add_executable(${name} ${file})
+  target_link_libraries(${name} PRIVATE ii_eval PkgConfig::CMOCKA)
+  target_include_directories(${name} SYSTEM PRIVATE ${II_CUDA_INCLUDE} ${II_CUDNN_INCLUDE})
+  target_compile_definitions(${name} PRIVATE II_BIN="${CMAKE_BINARY_DIR}/bin"
+    II_TEST_DATA="${CMAKE_SOURCE_DIR}/tests")
+  ii_cuda_test(${name} ${name})
+endforeach()
