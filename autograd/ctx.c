@@ -104,6 +104,7 @@ void ii_kernel_end(ii_ctx *c, int kernel, double t0, int status) {
   if (status)
     ii_error_set(&c->err, II_ERR_DEVICE, "kernel %s failed: %s", kernel_names[kernel], c->k.error);
   if (c->profile) {
+    if (!status) ii_device_sync(&c->k); /* a GPU has only been told what to do so far */
     c->profile->seconds[kernel] += now() - t0;
     c->profile->calls[kernel]++;
   }

@@ -1,19 +1,23 @@
 /* Times the deformable convolution and the depthwise convolution on the shapes of InternImage-T and
  * FlashInternImage-T at 224 pixels.
  *
- *   bench_dcn [--threads N] [--repeat R] [--batch B] [--only dcnv3|dcnv4|dwconv]
+ *   bench_dcn [--device cpu|cuda[:N]] [--threads N] [--repeat R] [--batch B] [--flush MIB]
+ *             [--only dcnv3|dcnv4|dwconv] [--deterministic 1]
  *
- * One JSON object per line: op, shape, dtype, threads, forward and forward+backward in milliseconds
- * (median, minimum and the 90th percentile over R repetitions), and the bytes that must move at
- * least. Offsets are normal with a standard deviation of half a pixel, as in trained models. */
-#include "autograd/rng.h"
-#include "bench/measure.h"
-#include "kernels/device.h"
+ * One JSON object per line: op, shape, dtype, device, forward and forward+backward in milliseconds
+ * (median, minimum and the 90th percentile over R repetitions; on a GPU between two events), and
+ * the bytes that must move at least. Caches are warm on the CPU and filled with --flush MiB (128)
+ * of other data on a GPU. --deterministic 1: the backward without atomics. Offsets are normal with
+ * a standard deviation of half a pixel, as in trained models. */
+#include "autograd/ctx.h"
+#include "bench/measure_device.h"
 #include "train/process.h"
 
 typedef struct {
-  int threads, repeat, batch;
+  ii_engine_options engine;
+  int repeat, batch, flush_mib;
   const char *only;
+  measure_device on;
 } options;
 
 static void fail(const char *why) {
@@ -21,60 +25,71 @@ static void fail(const char *why) {
   exit(1);
 }
 
-/* n normal numbers as t (f32 or bf16). */
-static void *normal(int64_t n, ii_dtype t, double sd, uint64_t stream) {
-  ii_rng r = ii_rng_make(1, II_RNG_TEST, stream, 0);
-  void *p = measure_buffer((size_t)n * ii_dtype_size(t));
-  for (int64_t i = 0; i < n; i++) {
-    float v = (float)(sd * ii_rng_normal(&r));
-    if (t == II_F32)
-      ((float *)p)[i] = v;
-    else
-      ((uint16_t *)p)[i] = ii_f32_to_bf16(v);
-  }
+/* Device memory for n elements of type t; goes back by release. */
+static void *memory(options *o, int64_t n, ii_dtype t) {
+  void *p;
+  measure_must(o->on.k, ii_device_alloc(o->on.k, (size_t)n * ii_dtype_size(t), &p));
+  return p;
+}
+
+static void release(options *o, void *p, int64_t n, ii_dtype t) {
+  ii_device_free(o->on.k, p, (size_t)n * ii_dtype_size(t));
+}
+
+/* n normal numbers. */
+static void *normal(options *o, int64_t n, ii_dtype t, double sd, uint64_t stream) {
+  void *p = memory(o, n, t);
+  measure_fill_normal(o->on.k, p, t, n, sd, stream);
   return p;
 }
 
 typedef int (*kernel)(ii_kctx *k, const void *a);
 
 /* Repeats fwd, then fwd and bwd, and prints one line. */
-static void measure(ii_kctx *k, const options *o, const char *what, kernel fwd, kernel bwd,
+static void measure(ii_kctx *k, options *o, const char *what, kernel fwd, kernel bwd,
                     const void *args, double fwd_bytes, double both_bytes) {
   double *t[2];
   for (int both = 0; both < 2; both++) {
     t[both] = measure_buffer((size_t)o->repeat * sizeof(double));
     for (int i = -2; i < o->repeat; i++) { /* two rounds to warm up */
-      double t0 = measure_now();
+      measure_start(&o->on);
       if (fwd(k, args) || (both && bwd(k, args))) fail(k->error);
-      if (i >= 0) t[both][i] = 1e3 * (measure_now() - t0);
+      const double seconds = measure_stop(&o->on);
+      if (i >= 0) t[both][i] = 1e3 * seconds;
     }
   }
   measure_spread f = measure_summarise(t[0], o->repeat), b = measure_summarise(t[1], o->repeat);
-  printf("{%s, \"threads\": %d, \"fwd_ms\": %.3f, \"fwd_min_ms\": %.3f, \"fwd_p90_ms\": %.3f, "
+  printf("{%s, \"device\": \"%s\", \"threads\": %d, \"fwd_ms\": %.3f, \"fwd_min_ms\": %.3f, "
+         "\"fwd_p90_ms\": %.3f, "
          "\"fwd_bwd_ms\": %.3f, \"fwd_bwd_min_ms\": %.3f, \"fwd_bwd_p90_ms\": %.3f, "
          "\"fwd_MB\": %.1f, \"fwd_bwd_MB\": %.1f}\n",
-         what, k->threads, f.median, f.min, f.p90, b.median, b.min, b.p90, fwd_bytes * 1e-6,
-         both_bytes * 1e-6);
+         what, o->on.name, k->threads, f.median, f.min, f.p90, b.median, b.min, b.p90,
+         fwd_bytes * 1e-6, both_bytes * 1e-6);
   fflush(stdout);
   free(t[0]);
   free(t[1]);
 }
 
+#if II_HAVE_CUDA
+#define ON(name, k, a) ((k)->device == II_CUDA ? ii_cuda_##name(k, a) : ii_cpu_##name(k, a))
+#else
+#define ON(name, k, a) ii_cpu_##name(k, a)
+#endif
 static int dcn_fwd(ii_kctx *k, const void *a) {
-  return ii_cpu_dcn_fwd(k, a);
+  return ON(dcn_fwd, k, a);
 }
 static int dcn_bwd(ii_kctx *k, const void *a) {
-  return ii_cpu_dcn_bwd(k, a);
+  return ON(dcn_bwd, k, a);
 }
 static int dwconv_fwd(ii_kctx *k, const void *a) {
-  return ii_cpu_dwconv2d_fwd(k, a);
+  return ON(dwconv2d_fwd, k, a);
 }
 static int dwconv_bwd(ii_kctx *k, const void *a) {
-  return ii_cpu_dwconv2d_bwd(k, a);
+  return ON(dwconv2d_bwd, k, a);
 }
 
 /* 3x3, stride 1, padding 1, G groups; v4 packs offsets and modulations and may take the softmax. */
-static void bench_dcn(ii_kctx *k, const options *o, bool v4, ii_dtype t, int64_t side, int64_t C,
+static void bench_dcn(ii_kctx *k, options *o, bool v4, ii_dtype t, int64_t side, int64_t C,
                       int64_t G) {
   const int64_t K = 9, rows = o->batch * side * side, P = (3 * G * K + 7) / 8 * 8;
   ii_dcn_args a = {.real = II_F32,
@@ -97,11 +112,10 @@ static void bench_dcn(ii_kctx *k, const options *o, bool v4, ii_dtype t, int64_t
                    .dil_w = 1,
                    .offset_scale = 1};
   const size_t size = ii_dtype_size(t);
-  void *x = normal(rows * C, t, 1, 1), *gy = normal(rows * C, t, 1, 2);
-  void *y = measure_buffer((size_t)(rows * C) * size),
-       *gx = measure_buffer((size_t)(rows * C) * size);
+  void *x = normal(o, rows * C, t, 1, 1), *gy = normal(o, rows * C, t, 1, 2);
+  void *y = memory(o, rows * C, t), *gx = memory(o, rows * C, t);
   const int64_t om = v4 ? rows * P : rows * 3 * G * K; /* both kinds of values in one allocation */
-  char *taps = normal(om, t, 0.5, 3), *gtaps = measure_buffer((size_t)om * size);
+  char *taps = normal(o, om, t, 0.5, 3), *gtaps = memory(o, om, t);
   const int64_t mask = v4 ? 2 * K : rows * 2 * G * K;
   a.x = x, a.y = y, a.gy = gy, a.gx = gx;
   a.offset = taps, a.mask = taps + (size_t)mask * size;
@@ -115,18 +129,20 @@ static void bench_dcn(ii_kctx *k, const options *o, bool v4, ii_dtype t, int64_t
            (long long)G, ii_dtype_name(t));
   double act = (double)(rows * C) * (double)size, list = (double)om * (double)size;
   measure(k, o, what, dcn_fwd, dcn_bwd, &a, 2 * act + list, 5 * act + 3 * list);
-  free(x), free(gy), free(y), free(gx), free(taps), free(gtaps);
+  release(o, x, rows * C, t), release(o, gy, rows * C, t);
+  release(o, y, rows * C, t), release(o, gx, rows * C, t);
+  release(o, taps, om, t), release(o, gtaps, om, t);
 }
 
-static void bench_dwconv(ii_kctx *k, const options *o, int kernel_size, ii_dtype t, int64_t side,
+static void bench_dwconv(ii_kctx *k, options *o, int kernel_size, ii_dtype t, int64_t side,
                          int64_t C) {
   const int64_t n = o->batch * side * side * C, nw = C * kernel_size * kernel_size;
   const size_t size = ii_dtype_size(t);
   ii_dwconv2d_args a = {
       .real = II_F32, .x_dtype = t, .N = o->batch, .H = side, .W = side, .C = C, .k = kernel_size};
-  void *x = normal(n, t, 1, 1), *gy = normal(n, t, 1, 2), *w = normal(nw, II_F32, 1, 3);
-  void *y = measure_buffer((size_t)n * size), *gx = measure_buffer((size_t)n * size),
-       *gw = measure_buffer((size_t)nw * 4), *gb = measure_buffer((size_t)C * 4);
+  void *x = normal(o, n, t, 1, 1), *gy = normal(o, n, t, 1, 2), *w = normal(o, nw, II_F32, 1, 3);
+  void *y = memory(o, n, t), *gx = memory(o, n, t), *gw = memory(o, nw, II_F32),
+       *gb = memory(o, C, II_F32);
   a.x = x, a.w = w, a.y = y, a.gy = gy, a.gx = gx, a.gw = gw, a.gb = gb;
   char what[160];
   snprintf(what, sizeof what,
@@ -134,13 +150,15 @@ static void bench_dwconv(ii_kctx *k, const options *o, int kernel_size, ii_dtype
            o->batch, (long long)side, (long long)side, (long long)C, ii_dtype_name(t));
   double act = (double)n * (double)size;
   measure(k, o, what, dwconv_fwd, dwconv_bwd, &a, 2 * act, 5 * act);
-  free(x), free(gy), free(w), free(y), free(gx), free(gw), free(gb);
+  release(o, x, n, t), release(o, gy, n, t), release(o, y, n, t), release(o, gx, n, t);
+  release(o, w, nw, II_F32), release(o, gw, nw, II_F32), release(o, gb, C, II_F32);
 }
 
 /* The four stages of the T models; D = 16 channels per group. */
-static void run(ii_kctx *k, const options *o) {
-  static const ii_dtype types[] = {II_F32, II_BF16};
-  for (int t = 0; t < 2; t++)
+static void run(ii_kctx *k, options *o) {
+  static const ii_dtype types[] = {II_F32, II_BF16, II_F16};
+  const int n_types = k->device == II_CUDA ? 3 : 2;
+  for (int t = 0; t < n_types; t++)
     for (int i = 0; i < 4; i++) {
       int64_t side = 56 >> i, C = 64 << i, G = 4 << i;
       if (!o->only || !strcmp(o->only, "dcnv3")) bench_dcn(k, o, false, types[t], side, C, G);
@@ -150,26 +168,42 @@ static void run(ii_kctx *k, const options *o) {
     }
 }
 
-int main(int argc, char **argv) {
-  ii_process_prepare(argv);
-  options o = {.threads = 0, .repeat = 20, .batch = 8};
+static void parse(options *o, int argc, char **argv) {
+  *o = (options){.repeat = 20, .batch = 8, .flush_mib = -1};
   for (int i = 1; i < argc; i += 2) {
+    ii_error err = {0};
     if (i + 1 == argc) fail("an option lacks its value");
     if (!strcmp(argv[i], "--threads"))
-      o.threads = atoi(argv[i + 1]);
+      o->engine.threads = atoi(argv[i + 1]);
     else if (!strcmp(argv[i], "--repeat"))
-      o.repeat = atoi(argv[i + 1]);
+      o->repeat = atoi(argv[i + 1]);
     else if (!strcmp(argv[i], "--batch"))
-      o.batch = atoi(argv[i + 1]);
+      o->batch = atoi(argv[i + 1]);
+    else if (!strcmp(argv[i], "--flush"))
+      o->flush_mib = atoi(argv[i + 1]);
+    else if (!strcmp(argv[i], "--deterministic"))
+      o->engine.deterministic = atoi(argv[i + 1]);
     else if (!strcmp(argv[i], "--only"))
-      o.only = argv[i + 1];
-    else
-      fail("options: --threads N --repeat R --batch B --only dcnv3|dcnv4|dwconv");
+      o->only = argv[i + 1];
+    else if (strcmp(argv[i], "--device"))
+      fail("unknown option; see the head of bench_dcn.c");
+    else if (ii_device_parse(argv[i + 1], &o->engine.device, &o->engine.index, &err) != II_OK)
+      fail(err.text);
   }
-  if (o.repeat < 1 || o.batch < 1 || o.threads < 0) fail("--repeat and --batch start at 1");
+  if (o->repeat < 1 || o->batch < 1 || o->engine.threads < 0)
+    fail("--repeat and --batch start at 1");
+  if (o->flush_mib < 0) o->flush_mib = o->engine.device == II_CUDA ? 512 : 0;
+}
+
+int main(int argc, char **argv) {
+  ii_process_prepare(argv);
+  options o;
   ii_kctx k;
-  if (ii_engine_open(&k, &(ii_engine_options){.threads = o.threads})) fail(k.error);
+  parse(&o, argc, argv);
+  if (ii_engine_open(&k, &o.engine)) fail(k.error);
+  o.on = measure_device_open(&k, o.engine.index, o.flush_mib);
   run(&k, &o);
+  measure_device_close(&o.on);
   ii_engine_close(&k);
   return 0;
 }

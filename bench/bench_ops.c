@@ -1,13 +1,14 @@
 /* Times every op of autograd/ops.def, forward and backward, at shapes of the published models.
  *
- *   bench_ops [--batch 8] [--repeat 15] [--threads N] [--dtype f32|bf16|f64]... [--only OP]...
- *             [--flush MIB] [--list]
+ *   bench_ops [--device cpu|cuda[:N]] [--batch 8] [--repeat 15] [--threads N]
+ *             [--dtype f32|bf16|f16|f64]... [--only OP]... [--flush MIB] [--shapes N] [--list]
  *
  * JSON lines. The first ones give the two limits of the machine, measured here: the bandwidth of a
  * copy (bytes read + bytes written) and the best GFLOP/s of a large matrix multiplication. Then one
  * line for each op, shape and compute type: milliseconds (median, least, 90th percentile), the
  * bytes that have to move at least, and both rates, also as percentages of the limits. Before every
- * timed call the caches are filled with other data (--flush MIB of it, 0 = warm caches).
+ * timed call the caches are filled with other data (--flush MIB of it, 0 = warm caches). On a GPU
+ * the times are those between two events on its stream. --shapes N: the first N shapes of each op.
  *
  * --list prints the ops and their numbers of shapes, and fails when an op has none: that is how a
  * test notices an op that was added without a benchmark. */
@@ -15,8 +16,7 @@
 #include <unistd.h>
 #include "autograd/op_common.h"
 #include "autograd/param.h"
-#include "autograd/rng.h"
-#include "bench/measure.h"
+#include "bench/measure_device.h"
 #include "train/process.h"
 
 #define MAX_IN     5
@@ -24,7 +24,8 @@
 #define MAX_REPEAT 1000
 
 typedef struct {
-  int batch, repeat, threads, flush_mib;
+  ii_device device;
+  int index, batch, repeat, threads, flush_mib, shapes;
   bool list, dtype[II_DTYPE_COUNT], only[II_OP_COUNT], any_only;
 } options;
 
@@ -58,15 +59,9 @@ static void fail(const char *why) {
 
 /* ---- inputs ---- */
 
-/* Fills t with numbers of standard deviation sd; a pattern of prime length keeps this fast. */
 static void fill_normal(ii_ctx *c, ii_tensor *t, double sd) {
-  enum { PERIOD = 65537 };
   const int64_t n = ii_numel(t);
-  double *v = measure_buffer((size_t)n * sizeof *v);
-  ii_rng r = ii_rng_make(1, II_RNG_TEST, (uint64_t)n, 0);
-  for (int64_t i = 0; i < n; i++) v[i] = i < PERIOD ? sd * ii_rng_normal(&r) : v[i - PERIOD];
-  ii_tensor_write_f64(c, t, v);
-  free(v);
+  if (ii_ok(c)) measure_fill_normal(&c->k, ii_data(t), t->dtype, n, sd, (uint64_t)n);
 }
 
 static ii_tensor *activation(problem *p, ii_dtype type, int ndim, const int64_t *shape) {
@@ -484,15 +479,8 @@ static int count_shapes(const op_bench *o) {
 
 typedef struct {
   double copy_gb_s, gemm_gflops[II_DTYPE_COUNT];
-  char *flush; /* NULL: warm caches */
-  size_t flush_bytes;
+  measure_device on;
 } machine;
-
-static void flush_caches(const machine *m, int threads) {
-  if (!m->flush) return;
-  const size_t half = m->flush_bytes / 2;
-  measure_copy(m->flush, m->flush + half, half, threads);
-}
 
 static double bytes_of(const ii_tensor *t) {
   if (!t) return 0;
@@ -539,34 +527,33 @@ typedef struct {
 } result;
 
 /* Both directions once; seconds into t[0], t[1]. */
-static void once(problem *p, const op_bench *o, const machine *m, double *t, double *bytes) {
+static void once(problem *p, const op_bench *o, machine *m, double *t, double *bytes) {
   ii_ctx *c = p->c;
   ii_scope s = ii_scope_begin(c);
   c->training = c->recording = true;
-  flush_caches(m, c->k.threads);
-  double t0 = measure_now();
+  measure_start(&m->on);
   ii_tensor *y = o->run(p);
-  t[0] = measure_now() - t0;
+  t[0] = measure_stop(&m->on);
   if (!ii_ok(c)) fail(c->err.text);
   II_ASSERT(c->tape && !c->tape->prev, "%s: not one node on the tape", p->shape);
   ii_node node = *c->tape;
   ii_tensor *gy = ii_tensor_new(c, y->dtype, y->ndim, y->shape);
   if (!ii_ok(c)) fail(c->err.text);
-  memcpy(ii_data(gy), ii_data(y), (size_t)ii_numel(y) * ii_dtype_size(y->dtype));
+  measure_must(&c->k, ii_device_copy(&c->k, ii_data(gy), ii_data(y),
+                                     (size_t)ii_numel(y) * ii_dtype_size(y->dtype)));
   ii_block_retain(gy->mem); /* the walk drops the gradient of the output */
   y->grad = gy;
   c->recording = false;
-  flush_caches(m, c->k.threads);
-  t0 = measure_now();
+  measure_start(&m->on);
   ii_tape_walk(c);
-  t[1] = measure_now() - t0;
+  t[1] = measure_stop(&m->on);
   if (!ii_ok(c)) fail(c->err.text);
   count_bytes(&node, gy->mem, &bytes[0], &bytes[1]);
   drop_gradients(p);
   ii_scope_end(c, s, NULL, 0);
 }
 
-static result measure(problem *p, const op_bench *o, const machine *m, int repeat) {
+static result measure(problem *p, const op_bench *o, machine *m, int repeat) {
   double t[2][MAX_REPEAT], one[2];
   result r;
   for (int i = -2; i < repeat; i++) { /* two rounds to warm up */
@@ -596,16 +583,18 @@ static void print_result(const char *op, const problem *p, const result *r, cons
   static const char *const direction[2] = {"fwd", "bwd"};
   const ii_dtype type = p->c->compute;
   printf("{\"name\": \"%s [%s] %s\", \"op\": \"%s\", \"shape\": \"%s\", \"dtype\": \"%s\", "
-         "\"threads\": %d",
-         op, p->shape, ii_dtype_name(type), op, p->shape, ii_dtype_name(type), p->c->k.threads);
+         "\"device\": \"%s\", \"threads\": %d",
+         op, p->shape, ii_dtype_name(type), op, p->shape, ii_dtype_name(type), m->on.name,
+         p->c->k.threads);
   for (int k = 0; k < 2; k++) {
     const char *w = direction[k];
     const measure_spread *t = &r->time[k];
     double rate = r->bytes[k] * 1e-9 / t->median;
     printf(", \"%s_ms\": %.4f, \"%s_min_ms\": %.4f, \"%s_p90_ms\": %.4f", w, t->median * 1e3, w,
            t->min * 1e3, w, t->p90 * 1e3);
-    printf(", \"%s_MB\": %.2f, \"%s_GB_s\": %.2f, \"%s_pct_copy\": %.1f", w, r->bytes[k] * 1e-6, w,
-           rate, w, 100 * rate / m->copy_gb_s);
+    printf(", \"%s_MB\": %.2f, \"%s_GB_s\": %.2f", w, r->bytes[k] * 1e-6, w, rate);
+    if (m->copy_gb_s <= 0) continue;
+    printf(", \"%s_pct_copy\": %.1f", w, 100 * rate / m->copy_gb_s);
     if (p->flop <= 0) continue;
     double gflops = p->flop * (k ? 2 : 1) * 1e-9 / t->median; /* backward: two factors */
     printf(", \"%s_GFLOP_s\": %.1f, \"%s_pct_gemm\": %.1f", w, gflops, w,
@@ -615,9 +604,9 @@ static void print_result(const char *op, const problem *p, const result *r, cons
   fflush(stdout);
 }
 
-static void run_op(ii_ctx *c, ii_op op, const machine *m, const options *o) {
+static void run_op(ii_ctx *c, ii_op op, machine *m, const options *o) {
   const op_bench *b = &table[op];
-  for (int i = 0; i < count_shapes(b); i++) {
+  for (int i = 0; i < count_shapes(b) && i < o->shapes; i++) {
     problem p = open_problem(c, b, b->shapes[i].d, o->batch);
     result r = measure(&p, b, m, o->repeat);
     print_result(ii_op_table[op].name, &p, &r, m);
@@ -627,37 +616,47 @@ static void run_op(ii_ctx *c, ii_op op, const machine *m, const options *o) {
 
 /* ---- the limits of the machine ---- */
 
-static void measure_copy_limit(machine *m, int threads) {
-  const size_t bytes = (size_t)128 << 20;
-  char *a = measure_buffer(bytes), *b = measure_buffer(bytes);
+static void measure_copy_limit(machine *m) {
+  ii_kctx *k = m->on.k;
+  const bool gpu = k->device == II_CUDA;
+  const size_t bytes = (size_t)(gpu ? 512 : 128) << 20; /* far above any cache */
+  void *a, *b;
+  measure_must(k, ii_device_alloc(k, bytes, &a) || ii_device_alloc(k, bytes, &b));
+  measure_must(k, ii_device_zero(k, a, bytes) || ii_device_zero(k, b, bytes));
   double t[7];
   for (int i = 0; i < 7; i++) {
-    double t0 = measure_now();
-    measure_copy(i % 2 ? a : b, i % 2 ? b : a, bytes, threads);
-    t[i] = measure_now() - t0;
+    measure_start(&m->on);
+    measure_device_copy(&m->on, i % 2 ? a : b, i % 2 ? b : a, bytes);
+    t[i] = measure_stop(&m->on);
   }
-  free(a);
-  free(b);
+  ii_device_free(k, a, bytes);
+  ii_device_free(k, b, bytes);
   m->copy_gb_s = 2.0 * (double)bytes * 1e-9 / measure_summarise(t, 7).median;
-  printf("{\"limit\": \"copy\", \"threads\": %d, \"GB_s\": %.2f}\n", threads, m->copy_gb_s);
+  printf("{\"limit\": \"copy\", \"device\": \"%s\", \"threads\": %d, \"GB_s\": %.2f}\n", m->on.name,
+         k->threads, m->copy_gb_s);
   fflush(stdout);
 }
 
 /* The best of a few square-ish multiplications with warm caches. */
 static void measure_gemm_limit(machine *m, ii_ctx *c) {
-  static const int64_t sizes[][3] = {{16, 1024, 1024}, {11, 2048, 2048}, {32, 512, 512}};
-  const machine warm = {0};
+  static const int64_t sizes[2][3][3] = {{{16, 1024, 1024}, {11, 2048, 2048}, {32, 512, 512}},
+                                         {{32, 8192, 8192}, {32, 4096, 4096}, {45, 4096, 8192}}};
   double best = 0;
+  char *flush = m->on.flush;
+  m->on.flush = NULL;
   for (int i = 0; i < 3; i++) {
-    problem p = open_problem(c, &table[II_OP_linear], sizes[i], 8);
-    result r = measure(&p, &table[II_OP_linear], &warm, 3);
+    problem p = open_problem(c, &table[II_OP_linear], sizes[c->k.device == II_CUDA][i], 8);
+    result r = measure(&p, &table[II_OP_linear], m, 3);
     double gflops = p.flop * 1e-9 / r.time[0].min;
     if (gflops > best) best = gflops;
     close_problem(&p);
   }
+  m->on.flush = flush;
   m->gemm_gflops[c->compute] = best;
-  printf("{\"limit\": \"gemm\", \"dtype\": \"%s\", \"threads\": %d, \"GFLOP_s\": %.1f}\n",
-         ii_dtype_name(c->compute), c->k.threads, best);
+  printf(
+      "{\"limit\": \"gemm\", \"device\": \"%s\", \"dtype\": \"%s\", \"threads\": %d, \"GFLOP_s\": "
+      "%.1f}\n",
+      m->on.name, ii_dtype_name(c->compute), c->k.threads, best);
   fflush(stdout);
 }
 
@@ -671,18 +670,23 @@ static ii_op op_of(const char *name) {
 }
 
 static void choose_dtype(options *o, const char *name) {
-  static const ii_dtype known[] = {II_F32, II_BF16, II_F64};
-  for (int i = 0; i < 3; i++)
+  static const ii_dtype known[] = {II_F32, II_BF16, II_F16, II_F64};
+  for (int i = 0; i < 4; i++)
     if (!strcmp(name, ii_dtype_name(known[i]))) {
       o->dtype[known[i]] = true;
       return;
     }
-  fail("--dtype is f32, bf16 or f64");
+  fail("--dtype is f32, bf16, f16 (cuda) or f64");
+}
+
+static void choose_device(options *o, const char *name) {
+  ii_error err = {0};
+  if (ii_device_parse(name, &o->device, &o->index, &err) != II_OK) fail(err.text);
 }
 
 static void parse(options *o, int argc, char **argv) {
   bool any_dtype = false;
-  *o = (options){.batch = 8, .repeat = 15, .flush_mib = 128};
+  *o = (options){.batch = 8, .repeat = 15, .flush_mib = -1, .shapes = MAX_SHAPES};
   for (int i = 1; i < argc; i++) {
     if (!strcmp(argv[i], "--list")) {
       o->list = true;
@@ -698,6 +702,10 @@ static void parse(options *o, int argc, char **argv) {
       o->threads = atoi(value);
     else if (!strcmp(argv[i], "--flush"))
       o->flush_mib = atoi(value);
+    else if (!strcmp(argv[i], "--shapes"))
+      o->shapes = atoi(value);
+    else if (!strcmp(argv[i], "--device"))
+      choose_device(o, value);
     else if (!strcmp(argv[i], "--dtype"))
       choose_dtype(o, value), any_dtype = true;
     else if (!strcmp(argv[i], "--only"))
@@ -706,8 +714,9 @@ static void parse(options *o, int argc, char **argv) {
       fail("unknown option; see the head of bench_ops.c");
     i++;
   }
-  if (o->batch < 1 || o->repeat < 1 || o->repeat > MAX_REPEAT || o->threads < 0 || o->flush_mib < 0)
-    fail("--batch starts at 1, --repeat is from 1 to 1000, --threads and --flush start at 0");
+  if (o->flush_mib < 0) o->flush_mib = o->device == II_CUDA ? 512 : 128; /* B200: 126 MiB of L2 */
+  if (o->batch < 1 || o->repeat < 1 || o->repeat > MAX_REPEAT || o->threads < 0 || o->shapes < 1)
+    fail("--batch and --shapes start at 1, --repeat is from 1 to 1000, --threads starts at 0");
   if (!any_dtype) o->dtype[II_F32] = o->dtype[II_BF16] = true;
 }
 
@@ -727,17 +736,21 @@ static void check_table(bool list) {
 
 static void run_dtype(const options *o, ii_dtype type, machine *m) {
   ii_error err = {0};
-  ii_ctx_options co = {.device = II_CPU,
+  ii_ctx_options co = {.device = o->device,
+                       .index = o->index,
                        .threads = o->threads,
                        .real = ii_dtype_real(type),
                        .compute = type,
                        .seed = 1};
   ii_ctx *c = ii_ctx_open(&co, &err);
   if (!c) fail(err.text);
-  if (m->copy_gb_s <= 0) measure_copy_limit(m, c->k.threads);
-  measure_gemm_limit(m, c);
+  m->on = measure_device_open(&c->k, o->index, o->flush_mib);
+  const bool emulated = strstr(m->on.name, "emulated"); /* the limits would take hours */
+  if (m->copy_gb_s <= 0 && !emulated) measure_copy_limit(m);
+  if (!emulated) measure_gemm_limit(m, c);
   for (int i = 0; i < II_OP_COUNT; i++)
     if (!o->any_only || o->only[i]) run_op(c, (ii_op)i, m, o);
+  measure_device_close(&m->on);
   ii_ctx_close(c);
 }
 
@@ -748,10 +761,7 @@ int main(int argc, char **argv) {
   parse(&o, argc, argv);
   check_table(o.list);
   if (o.list) return 0;
-  m.flush_bytes = (size_t)o.flush_mib << 20;
-  if (o.flush_mib) m.flush = measure_buffer(m.flush_bytes);
   for (int i = 0; i < II_DTYPE_COUNT; i++)
     if (o.dtype[i]) run_dtype(&o, (ii_dtype)i, &m);
-  free(m.flush);
   return 0;
 }
