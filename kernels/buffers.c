@@ -294,6 +294,21 @@ static void cross_entropy(list *l, ii_ce_args *a, bool bwd) {
   GRAD(gx, a->x_dtype, a->N * a->C);
 }
 
+/* The rectangles of erase are host memory on every engine and no buffer. */
+static void mix(list *l, int kernel, void *args) {
+  if (kernel == II_K_mix_batch) {
+    ii_mix_batch_args *a = args;
+    STATE(x, a->real, a->N * a->H * a->W * a->C);
+  } else if (kernel == II_K_mix_targets) {
+    ii_mix_targets_args *a = args;
+    IN(labels, II_I32, a->N);
+    OUT(targets, a->real, a->N * a->C);
+  } else {
+    ii_erase_args *a = args;
+    STATE(x, a->real, a->N * a->H * a->W * a->C);
+  }
+}
+
 static void simple(list *l, int kernel, void *args) {
   if (kernel == II_K_add_fwd) {
     ii_add_args *a = args;
@@ -368,6 +383,11 @@ int ii_kernel_buffers(int kernel, void *args, ii_buf *b) {
     PAIR(pixel_shuffle, pixel_shuffle)
     PAIR(soft_ce, cross_entropy)
     PAIR(smooth_ce, cross_entropy)
+  case II_K_mix_batch:
+  case II_K_mix_targets:
+  case II_K_erase:
+    mix(&l, kernel, args);
+    break;
   default:
     simple(&l, kernel, args);
   }

@@ -348,6 +348,67 @@ typedef struct {
   void *y;
 } ii_shift_args;
 
+/* ---- Not differentiated: what is done to a batch before the forward pass. ---- */
+
+/* Mixes each image with its partner, image n with image N-1-n (the middle one of an odd N with
+ * itself), in place; x[N,H,W,C] of type real.
+ * mixup:  x = lam * x + (1 - lam) * partner, each product and the sum rounded;
+ * cutmix: the pixels of rows [y0,y1), columns [x0,x1) are the partner's; lam is not used. */
+typedef struct {
+  ii_dtype real;
+  int64_t N, H, W, C;
+  bool cutmix;
+  double lam;
+  int64_t y0, y1, x0, x1; /* within the image */
+  void *x;
+} ii_mix_batch_args;
+
+/* The soft targets of a mixed batch: targets[N,C] = lam * one_hot(labels[n]) + (1 - lam) *
+ * one_hot(labels[N-1-n]), where one_hot has 1 - smoothing + smoothing/C at the label and
+ * smoothing/C elsewhere; of type real, each operation rounded. labels[N] int32 in [0,C): others are
+ * an error (CUDA: both rows that a bad label belongs to become NaN, and so does the loss). */
+typedef struct {
+  ii_dtype real;
+  int64_t N, C;
+  double lam, smoothing;
+  const int32_t *labels;
+  void *targets;
+} ii_mix_targets_args;
+
+/* What an erased rectangle is filled with: a normal number per element, zeros, or a normal number
+ * per channel. */
+typedef enum { II_ERASE_PIXEL = 0, II_ERASE_CONST, II_ERASE_RAND } ii_erase_mode;
+
+/* Rows [top, top+height), columns [left, left+width) of one image. Normal number e (counted in
+ * memory order inside the rectangle; the channel with II_ERASE_RAND) comes from Philox block
+ * {e/4, part, tail[0], tail[1]}, whose four words give the numbers 4(e/4) to 4(e/4)+3: with
+ * u = (high 24 bits of word 0 + 1)/2^24 and v = (those of word 1)/2^24, sqrt(-2 ln u) times
+ * cos(2 pi v) and sin(2 pi v) (Box and Muller); likewise words 2 and 3. */
+typedef struct {
+  int32_t image, top, left, height, width;
+  uint32_t part;
+  ii_philox_stream noise;
+} ii_erase_rect;
+
+/* Overwrites rectangles of x[N,H,W,C] of type real, in place, one after another. rects is in host
+ * memory on every engine and may be reused after the call. A rectangle that is not inside the
+ * images is an error. */
+typedef struct {
+  ii_dtype real;
+  int64_t N, H, W, C;
+  ii_erase_mode mode;
+  int64_t count;
+  const ii_erase_rect *rects; /* [count] */
+  void *x;
+} ii_erase_args;
+
+#define II_ERASE_OUTSIDE "erase: rectangle %lld is not inside the images of the batch"
+static inline bool ii_erase_inside(const ii_erase_args *a, const ii_erase_rect *r) {
+  return r->image >= 0 && r->image < a->N && r->top >= 0 && r->left >= 0 && r->height >= 0 &&
+         r->width >= 0 && r->top + (int64_t)r->height <= a->H &&
+         r->left + (int64_t)r->width <= a->W;
+}
+
 /* ---- Not differentiated: used by gradient bookkeeping and by the optimizer. ---- */
 
 /* y[i] = value, n elements of y_dtype. */

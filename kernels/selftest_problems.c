@@ -176,6 +176,28 @@ static void shift(ii_shift_args *a, form f) {
   a->y = USED;
 }
 
+static void mix_batch(ii_mix_batch_args *a, form f) {
+  *a = (ii_mix_batch_args){.real = f.real, .N = 4, .H = 6, .W = 5, .C = f.odd ? 3 : 4, .lam = 0.3};
+  a->cutmix = f.odd, a->y0 = 1, a->y1 = 4, a->x0 = 2, a->x1 = 5;
+  a->x = USED;
+}
+
+static void mix_targets(ii_mix_targets_args *a, form f) {
+  *a = (ii_mix_targets_args){.real = f.real, .N = f.odd ? 5 : 8, .C = f.odd ? 7 : 16, .lam = 0.3};
+  a->smoothing = 0.1;
+  a->labels = (const int32_t *)USED;
+  a->targets = USED;
+}
+
+static void erase(ii_erase_args *a, form f) {
+  static const ii_erase_rect rects[] = {{0, 1, 2, 5, 4, 1, {{0x1234567u, 89u}, {5u, 7u}}},
+                                        {2, 0, 0, 3, 9, 2, {{0x1234567u, 89u}, {6u, 7u}}},
+                                        {2, 2, 3, 2, 2, 3, {{0x1234567u, 89u}, {6u, 7u}}}};
+  *a = (ii_erase_args){.real = f.real, .N = 3, .H = 7, .W = 9, .C = f.odd ? 3 : 4};
+  a->mode = f.odd ? II_ERASE_RAND : II_ERASE_PIXEL, a->count = 3, a->rects = rects;
+  a->x = USED;
+}
+
 #define PAIR(name, fill, ...)                                                                      \
   case II_K_##name##_bwd:                                                                          \
   case II_K_##name##_fwd:                                                                          \
@@ -221,6 +243,9 @@ int ii_selftest_problem(int kernel, int variant, ii_dtype t, ii_any_args *a) {
     ONE(fill)
     REAL(keep)
     REAL(shift)
+    REAL(mix_batch)
+    REAL(mix_targets)
+    REAL(erase)
   case II_K_update_norm: /* no list of buffers (buffers.h) */
   case II_K_update_control:
   case II_K_update_apply:
