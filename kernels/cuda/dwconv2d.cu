@@ -31,6 +31,7 @@ enum {
   LANES = 16,    /* most vectors of channels in a block */
   THREADS = 128, /* forward and gx */
   GRAD_THREADS = 256,
+  GRAD_DEPTH = 16,   /* most strips at a time; their parts are added one by one */
   GRAD_BLOCKS = 512, /* about so many blocks share the sums of gw and gb */
   GRAD_STRIPS = 16,  /* strips a thread sums at least, where there are as many */
   SUM_LANES = 8
@@ -328,7 +329,9 @@ int run_pass(ii_kctx *k, const ii_dwconv2d_args *a, const pass *p) {
 template <typename T, typename R, int V, int K>
 int launch_grad(ii_kctx *k, const ii_dwconv2d_args *a, int64_t *n, R **parts) {
   const division d = divide_channels(a->C, V);
-  const unsigned depth = GRAD_THREADS / (d.lanes * K) ? GRAD_THREADS / (d.lanes * K) : 1;
+  unsigned depth = GRAD_THREADS / (d.lanes * K);
+  if (depth < 1) depth = 1;
+  if (depth > GRAD_DEPTH) depth = GRAD_DEPTH;
   const int64_t strips = a->N * a->H * ii_ceil_div(a->W, TILE);
   const int64_t most = ii_ceil_div(GRAD_BLOCKS, d.blocks);
   int64_t ranges = strips / (depth * GRAD_STRIPS);
