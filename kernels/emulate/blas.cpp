@@ -232,7 +232,7 @@ bool check_memory(const char *what, const void *p, int64_t bytes, unsigned align
 
 bool overlap(const void *a, int64_t a_bytes, const void *b, int64_t b_bytes) {
   const uintptr_t x = (uintptr_t)a, y = (uintptr_t)b;
-  return x < y + (uintptr_t)b_bytes && y < x + (uintptr_t)a_bytes;
+  return a_bytes && b_bytes && x < y + (uintptr_t)b_bytes && y < x + (uintptr_t)a_bytes;
 }
 
 struct operands {
@@ -255,17 +255,18 @@ bool check_operands(const request &r, const operands &o, const algorithm &x, boo
     const char *name;
     const void *p;
     int64_t bytes;
-    bool ok;
-  } others[] = {{"A", o.a, span_bytes(r.a), false},
-                {"B", o.b, span_bytes(r.b), false},
-                {"C", o.c, span_bytes(r.c), !reads_c || o.c == o.d},
-                {"the bias", r.op.bias, bias_bytes, !bias}};
-  for (const auto &e : others) {
-    const bool in_workspace =
-        x.workspace && e.p && overlap(o.workspace, (int64_t)x.workspace, e.p, e.bytes);
-    if (e.ok || (!overlap(o.d, span_bytes(r.d), e.p, e.bytes) && !in_workspace)) continue;
+    bool used, may_be_d;
+  } all[] = {{"A", o.a, span_bytes(r.a), true, false},
+             {"B", o.b, span_bytes(r.b), true, false},
+             {"C", o.c, span_bytes(r.c), reads_c, o.c == o.d},
+             {"D", o.d, span_bytes(r.d), true, true},
+             {"the bias", r.op.bias, bias_bytes, bias, false}};
+  for (const auto &e : all) {
+    if (!e.used) continue;
+    const bool on_d = !e.may_be_d && overlap(o.d, span_bytes(r.d), e.p, e.bytes);
+    if (!on_d && !overlap(o.workspace, (int64_t)x.workspace, e.p, e.bytes)) continue;
     ii_emu::report(true, "overlapping matrices", "cublasLtMatmul: %s overlaps %s", e.name,
-                   in_workspace ? "the workspace" : "D");
+                   on_d ? "D" : "the workspace");
     return false;
   }
   return true;

@@ -15,8 +15,8 @@ const int NARROW = 4;
 
 template <typename R> struct tile {
   typedef R vector __attribute__((vector_size(32)));
-  static const int LANES = 32 / (int)sizeof(R);
-  static const int WIDE = 2 * LANES;
+  static constexpr int LANES = 32 / (int)sizeof(R);
+  static constexpr int WIDE = 2 * LANES;
 };
 
 template <typename R> R widen(cudaDataType_t type, const void *p, int64_t i) {

@@ -86,8 +86,8 @@ static size_t header_bytes() {
 }
 
 clique::clique(const ncclUniqueId &id, int ranks, int rank, int device)
-    : ranks_(ranks), rank_(rank), device_(device), memory_(NULL), bytes_(0), phase_(0), calls_(0),
-      error_(ncclSuccess) {
+    : ranks_(ranks), rank_(rank), device_(device), memory_(NULL), mine_(NULL), bytes_(0), phase_(0),
+      calls_(0), error_(ncclSuccess) {
   char hex[2 * 16 + 1];
   for (int i = 0; i < 16; i++) snprintf(hex + 2 * i, 3, "%02x", (unsigned char)id.internal[i]);
   name_ = std::string("/ii_emu_nccl_") + hex;
@@ -96,7 +96,7 @@ clique::clique(const ncclUniqueId &id, int ranks, int rank, int device)
 clique::~clique() {
   if (!memory_) return;
   int32_t joined = JOINED;
-  memory_->places[rank_].state.compare_exchange_strong(joined, LEFT);
+  if (mine_) mine_->compare_exchange_strong(joined, LEFT);
   munmap(memory_, bytes_);
 }
 
@@ -158,6 +158,7 @@ ncclResult_t clique::take_place() {
   int32_t empty = EMPTY;
   if (!mine.state.compare_exchange_strong(empty, TAKEN))
     return fail(ncclInvalidUsage, "two ranks of one communicator are number %d", rank_);
+  mine_ = &mine.state;
   mine.pid = getpid();
   mine.device = device_;
   mine.state.store(JOINED);
@@ -185,7 +186,7 @@ ncclResult_t clique::join() {
 }
 
 void clique::abort() {
-  if (memory_) memory_->places[rank_].state.store(ABORTED);
+  if (mine_) mine_->store(ABORTED);
 }
 
 ncclResult_t clique::wait_for(int r, uint64_t phase, const char *what) {
@@ -194,7 +195,7 @@ ncclResult_t clique::wait_for(int r, uint64_t phase, const char *what) {
   double next_look = start + 0.02;
   for (int turn = 0; other.phase.load() < phase; turn++) {
     const int32_t state = other.state.load();
-    if (memory_->places[rank_].state.load() == ABORTED)
+    if (mine_->load() == ABORTED)
       return fail(ncclInternalError, "%s: the communicator was aborted on rank %d", what, rank_);
     if ((state == LEFT || state == ABORTED) && other.phase.load() < phase)
       return fail(ncclRemoteError, "%s: rank %d waits for rank %d, which has %s", what, rank_, r,

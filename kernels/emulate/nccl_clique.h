@@ -20,7 +20,7 @@ struct clique_memory;
 
 class clique {
 public:
-  static const size_t PIECE = 256 << 10; /* bytes that a rank shows the others at a time */
+  static constexpr size_t PIECE = 256 << 10; /* bytes that a rank shows the others at a time */
 
   clique(const ncclUniqueId &id, int ranks, int rank, int device);
   ~clique();
@@ -57,6 +57,7 @@ private:
   std::string name_;
   int ranks_, rank_, device_;
   clique_memory *memory_;
+  std::atomic<int32_t> *mine_; /* state of this rank's place; NULL until it has one */
   size_t bytes_;
   uint64_t phase_; /* how often this rank has met the others */
   uint64_t calls_;
