@@ -138,21 +138,10 @@ int add_bias(ii_kctx *k, const ii_conv2d_args *a) {
 
 /* ---- Plans ------------------------------------------------------------------------------------*/
 
+/* Bytes that all three are multiples of, 16 at most. */
 int alignment(const void *a, const void *b, const void *c) {
   const uintptr_t bits = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | 16;
   return (int)(bits & (0 - bits));
-}
-
-ii_conv_problem problem_of(const ii_conv2d_args *a, ii_conv_direction direction, const void *x,
-                           const void *w, const void *y) {
-  ii_conv_problem p;
-  p.direction = direction;
-  p.dtype = p.w_dtype = a->x_dtype;
-  p.accumulate = direction == II_CONV_BWD_DATA && a->acc_gx;
-  p.kh = a->kh, p.kw = a->kw, p.stride = a->stride, p.pad = a->pad;
-  p.alignment = alignment(x, w, y);
-  p.N = a->N, p.H = a->H, p.W = a->W, p.C = a->C, p.O = a->O, p.Ho = a->Ho, p.Wo = a->Wo;
-  return p;
 }
 
 int dnn_failed(ii_kctx *k, const char *call, cudnnStatus_t s) {
@@ -204,7 +193,7 @@ int find_plan(ii_kctx *k, const ii_conv_problem *p, const ii_conv_plan **found) 
 /* Runs the plan for these operands; *done stays false when there is none. */
 int run_plan(ii_kctx *k, const ii_conv2d_args *a, ii_conv_direction direction, const void *x,
              const void *w, const void *y, bool *done) {
-  const ii_conv_problem p = problem_of(a, direction, x, w, y);
+  const ii_conv_problem p = ii_conv_problem_of(a, direction, alignment(x, w, y));
   const ii_conv_plan *plan;
   if (find_plan(k, &p, &plan)) return 1;
   if (!plan->plan) return 0;

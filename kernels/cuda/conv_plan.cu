@@ -234,6 +234,18 @@ bool try_mode(builder *b, descriptor graph, cudnnBackendHeurMode_t mode) {
 
 } // namespace
 
+ii_conv_problem ii_conv_problem_of(const ii_conv2d_args *a, ii_conv_direction direction,
+                                   int alignment) {
+  ii_conv_problem p;
+  p.direction = direction;
+  p.dtype = p.w_dtype = a->x_dtype;
+  p.accumulate = direction == II_CONV_BWD_DATA && a->acc_gx;
+  p.kh = a->kh, p.kw = a->kw, p.stride = a->stride, p.pad = a->pad;
+  p.alignment = alignment;
+  p.N = a->N, p.H = a->H, p.W = a->W, p.C = a->C, p.O = a->O, p.Ho = a->Ho, p.Wo = a->Wo;
+  return p;
+}
+
 bool ii_conv_problem_equal(const ii_conv_problem *a, const ii_conv_problem *b) {
   return a->direction == b->direction && a->dtype == b->dtype && a->w_dtype == b->w_dtype &&
          a->accumulate == b->accumulate && a->kh == b->kh && a->kw == b->kw &&

@@ -6,7 +6,7 @@
 #include <cudnn.h>
 #include <stdbool.h>
 #include <stddef.h>
-#include "kernels/dtype.h"
+#include "kernels/kernels.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -42,6 +42,9 @@ typedef struct {
   cudnnBackendDescriptor_t descriptors[II_CONV_DESCRIPTORS]; /* in order of creation */
 } ii_conv_plan;
 
+/* The problem behind one direction of a convolution's arguments; alignment as in the struct. */
+ii_conv_problem ii_conv_problem_of(const ii_conv2d_args *a, ii_conv_direction direction,
+                                   int alignment);
 bool ii_conv_problem_equal(const ii_conv_problem *a, const ii_conv_problem *b);
 
 /* Fills *out with the first plan, in the order of cuDNN's heuristics (mode A, then its fallbacks),
