@@ -17,7 +17,7 @@ endif()
 if(why)
   add_test(NAME test_conv_plans COMMAND sh -c "echo 'test_conv_plans skipped: ${why}'; exit 77")
 else()
-  add_executable(test_conv_plans test_cuda_conv_plans.c)
+  add_executable(test_conv_plans conv_plans.c)
   if(II_CUDA STREQUAL off) # else it comes with ii_kernels
     enable_language(CXX)
     set(plan_source ${CMAKE_SOURCE_DIR}/kernels/cuda/conv_plan.cu)
