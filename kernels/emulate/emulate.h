@@ -77,6 +77,23 @@ static inline ii_emu_config ii_emu_config_of(const char *name, const char *file,
       ii_emu_config_of(#kernel, __FILE__, __LINE__, grid, block, smem, stream)                     \
           __VA_OPT__(, ) __VA_ARGS__)
 
+/* Forms of the runtime's functions that take a kernel as it is; only nvcc sees NVIDIA's. */
+template <typename... P>
+static inline cudaError_t cudaFuncSetAttribute(void (*k)(P...), cudaFuncAttribute a, int value) {
+  return ::cudaFuncSetAttribute(reinterpret_cast<const void *>(k), a, value);
+}
+template <typename... P>
+static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *to, void (*k)(P...)) {
+  return ::cudaFuncGetAttributes(to, reinterpret_cast<const void *>(k));
+}
+template <typename... P>
+static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*k)(P...),
+                                                                        int threads,
+                                                                        size_t shared) {
+  return ::cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+      blocks, reinterpret_cast<const void *>(k), threads, shared);
+}
+
 #define II_EMU_SHARED(type, name) type *name = static_cast<type *>(ii_emu_dynamic_shared())
 
 #include "emulate_warp.h"

@@ -1,5 +1,6 @@
 /* Atomics for emulate.h: plain read-modify-write, since no thread is interrupted inside one. They
- * are kept out of the race checker's instrumentation and announce themselves to it instead. */
+ * are kept out of the race checker's instrumentation (memcpy, since an assignment operator that is
+ * not inlined would be instrumented) and announce themselves to it instead. */
 #ifndef II_EMULATE_ATOMIC_H
 #define II_EMULATE_ATOMIC_H
 
@@ -7,8 +8,10 @@
   __attribute__((noinline, no_sanitize_thread)) static type name##_body(type *p, type v,           \
                                                                         II_EMU_SITE) {             \
     ii_emu_atomic_access(p, sizeof *p, II_EMU_HERE);                                               \
-    const type old = *p;                                                                           \
-    *p = (expression);                                                                             \
+    type old, now;                                                                                 \
+    memcpy(static_cast<void *>(&old), static_cast<const void *>(p), sizeof old);                   \
+    now = (expression);                                                                            \
+    memcpy(static_cast<void *>(p), static_cast<const void *>(&now), sizeof now);                   \
     return old;                                                                                    \
   }                                                                                                \
   static inline type name(type *p, type v, II_EMU_SITE) { return name##_body(p, v, II_EMU_HERE); } \

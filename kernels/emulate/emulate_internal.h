@@ -139,6 +139,7 @@ dim3 block_index(uint64_t linear);
 
 void race_atomic(const void *p, size_t bytes, const char *file, int line);
 void race_forget(uintptr_t address, size_t bytes); /* an allocation came or went */
+void race_end_block();
 
 } // namespace ii_emu
 

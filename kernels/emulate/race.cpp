@@ -14,6 +14,7 @@
 namespace ii_emu {
 void race_atomic(const void *, size_t, const char *, int) {}
 void race_forget(uintptr_t, size_t) {}
+void race_end_block() {}
 } // namespace ii_emu
 
 #else
@@ -53,6 +54,14 @@ unsigned next_recent;
 uint64_t recent_version;
 std::vector<std::pair<const char *, int>> sites; /* of atomics */
 std::set<std::pair<uint32_t, uint32_t>> told;
+/* Reads of shared memory that nobody had written: a race when somebody still does in this block,
+ * otherwise a use of nothing. */
+struct early_read {
+  region r;
+  uintptr_t p;
+  access now;
+};
+std::vector<early_read> unwritten;
 const uint32_t IS_SITE = 0x80000000u;
 
 size_t cells_bytes(size_t bytes) { return (bytes / 2 + 2) * sizeof(cell); }
@@ -151,10 +160,8 @@ void touch_cell(cell &c, uintptr_t p, const region &r, const access &now, bool w
   if (w.stamp >= since && (w.mask & now.mask) && !(w.atomic && now.atomic) && !ordered(w)) {
     conflict(p, r, now, write, w, true);
   }
-  if (r.kind != REGION_DEVICE && w.stamp < since && (!write || now.atomic) &&
-      told.insert({now.place, 0}).second) {
-    report(true, "uninitialised shared memory", "%s\n  read by %s at%s", what(p, r).c_str(),
-           who(now).c_str(), source(now.place).c_str());
+  if (r.kind != REGION_DEVICE && w.stamp < since && (!write || now.atomic)) {
+    if (!told.count({now.place, 0})) unwritten.push_back(early_read{r, p, now});
   }
   if (!write) {
     add_reader(c, now);
@@ -255,6 +262,16 @@ void race_atomic(const void *p, size_t bytes, const char *file, int line) {
   while (i < sites.size() && (sites[i].second != line || sites[i].first != file)) i++;
   if (i == sites.size()) sites.push_back({file, line});
   check((uintptr_t)p, bytes, true, true, IS_SITE | (uint32_t)i);
+}
+
+void race_end_block() {
+  for (const early_read &e : unwritten) {
+    const cell &c = e.r.cells[(e.p - (e.r.start & ~(uintptr_t)1)) / 2];
+    if (c.writer.stamp >= running.block_start || !told.insert({e.now.place, 0}).second) continue;
+    report(true, "uninitialised shared memory", "%s\n  read by %s at%s", what(e.p, e.r).c_str(),
+           who(e.now).c_str(), source(e.now.place).c_str());
+  }
+  unwritten.clear();
 }
 
 void race_forget(uintptr_t address, size_t bytes) {

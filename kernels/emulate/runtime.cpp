@@ -50,7 +50,7 @@ std::mutex tables;
 std::unordered_map<void *, queue_ref> streams;
 std::vector<queue_ref> default_streams;
 std::unordered_map<void *, std::shared_ptr<event_state>> events;
-uint64_t chance = 88172645463325252u;
+uint64_t chance; /* random numbers; 0: not started */
 
 thread_local int device_of_thread;
 thread_local cudaError_t last_error;
@@ -143,22 +143,29 @@ void append_dependencies(const queue_ref &q, bool is_default) {
   }
 }
 
+/* Half of the time, lets one of the streams that have work go on by up to three pieces. */
 void advance_by_chance(int device) {
-  const std::vector<queue_ref> all = queues_of(device, false);
+  std::vector<std::pair<queue_ref, uint64_t>> pending;
+  for (const queue_ref &q : queues_of(device, false)) {
+    std::lock_guard<std::mutex> hold(q->lock);
+    if (q->done < q->queued) pending.push_back({q, q->queued - q->done});
+  }
   uint64_t r;
   {
     std::lock_guard<std::mutex> hold(tables);
+    if (chance == 0) chance = 88172645463325252u ^ ((uint64_t)get_settings().seed << 20);
     chance ^= chance << 13, chance ^= chance >> 7, chance ^= chance << 17;
-    r = chance + (uint64_t)get_settings().seed * 0x9E3779B97F4A7C15u;
+    r = chance;
   }
-  if (all.empty() || (r >> 40 & 1)) return;
-  queue &q = *all[(r >> 8) % all.size()];
+  if (pending.empty() || (r >> 40 & 1)) return;
+  const auto &one = pending[(r >> 8) % pending.size()];
+  const uint64_t steps = std::min(one.second, 1 + (r >> 20) % 3);
   uint64_t position;
   {
-    std::lock_guard<std::mutex> hold(q.lock);
-    position = std::min(q.queued, q.done + (r >> 20) % 4);
+    std::lock_guard<std::mutex> hold(one.first->lock);
+    position = std::min(one.first->queued, one.first->done + steps);
   }
-  advance(q, position);
+  advance(*one.first, position);
 }
 
 /* Appends; runs what the mode of the streams says. Returns the position. */

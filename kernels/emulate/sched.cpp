@@ -325,8 +325,9 @@ void run_block(const launch &l, uint64_t index) {
   running.stack_end = running.stack + current->bytes;
   in_kernel_thread = true;
   fiber_switch(&host, current, false);
-  in_kernel_thread = false;
   running.thread = -1;
+  race_end_block();
+  in_kernel_thread = false;
 }
 
 void start_launch(const launch &l) {
