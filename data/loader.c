@@ -314,6 +314,17 @@ static ii_status check(const ii_loader_config *c, ii_error *err) {
   return II_OK;
 }
 
+static void *batch_alloc(const ii_loader_config *c, size_t bytes) {
+  return c->alloc ? c->alloc(c->memory, bytes) : malloc(bytes);
+}
+
+static void batch_release(const ii_loader_config *c, void *p) {
+  if (c->alloc)
+    c->release(c->memory, p);
+  else
+    free(p);
+}
+
 static ii_status make_slots(ii_loader *l, ii_error *err) {
   const ii_loader_config *c = &l->config;
   int64_t n = c->batch, pixels = c->transform.size * c->transform.size * 3;
@@ -322,13 +333,13 @@ static ii_status make_slots(ii_loader *l, ii_error *err) {
   bool good = l->slots != NULL;
   for (int64_t i = 0; good && i < l->slot_count; i++) {
     ii_batch *b = &l->slots[i].batch;
-    b->images = malloc((size_t)(n * pixels) * sizeof *b->images);
-    b->labels = malloc((size_t)n * sizeof *b->labels);
+    b->images = batch_alloc(c, (size_t)(n * pixels) * sizeof *b->images);
+    b->labels = batch_alloc(c, (size_t)n * sizeof *b->labels);
     b->valid = malloc((size_t)n);
     b->samples = malloc((size_t)n * sizeof *b->samples);
     good = b->images && b->labels && b->valid && b->samples;
     if (ii_dataset_has_meta(c->dataset)) {
-      b->meta = malloc((size_t)n * II_META_VALUES * sizeof *b->meta);
+      b->meta = batch_alloc(c, (size_t)n * II_META_VALUES * sizeof *b->meta);
       good = good && b->meta;
     }
   }
@@ -377,12 +388,12 @@ ii_status ii_loader_new(const ii_loader_config *config, ii_loader **loader, ii_e
   return status;
 }
 
-static void free_slot(slot *s) {
-  free(s->batch.images);
-  free(s->batch.labels);
+static void free_slot(const ii_loader_config *c, slot *s) {
+  batch_release(c, s->batch.images);
+  batch_release(c, s->batch.labels);
   free(s->batch.valid);
   free(s->batch.samples);
-  free(s->batch.meta);
+  batch_release(c, s->batch.meta);
   free(s->bad);
 }
 
@@ -403,7 +414,7 @@ void ii_loader_free(ii_loader *l) {
     ii_image_free(&w->image);
   }
   free(l->workers);
-  for (int64_t i = 0; l->slots && i < l->slot_count; i++) free_slot(&l->slots[i]);
+  for (int64_t i = 0; l->slots && i < l->slot_count; i++) free_slot(&l->config, &l->slots[i]);
   free(l->slots);
   free(l->order);
   if (l->lock_made) pthread_mutex_destroy(&l->lock);
@@ -412,6 +423,12 @@ void ii_loader_free(ii_loader *l) {
   free(l);
 }
 
+int64_t ii_loader_batch_size(const ii_loader *l) {
+  return l->config.batch;
+}
+bool ii_loader_has_meta(const ii_loader *l) {
+  return ii_dataset_has_meta(l->config.dataset);
+}
 int64_t ii_loader_batches_per_epoch(const ii_loader *l) {
   return l->per_epoch;
 }

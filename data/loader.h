@@ -39,6 +39,11 @@ typedef struct {
   bool replace_bad; /* see above */
   int threads;      /* 0: as many as the processors this process may run on */
   int prefetch;     /* batches prepared ahead of the one in use, > 0 */
+  /* Where images, labels and meta live; NULL: ordinary memory. alloc gives NULL when there is none.
+   * Called by ii_loader_new and ii_loader_free alone. */
+  void *(*alloc)(void *memory, size_t bytes);
+  void (*release)(void *memory, void *p);
+  void *memory;
   /* Called by ii_loader_next, in the order of the stream, for each file that could not be used.
    * May be NULL. */
   void (*on_bad)(void *context, const char *path, const char *reason);
@@ -77,6 +82,12 @@ ii_status ii_loader_new(const ii_loader_config *config, ii_loader **loader, ii_e
 /* Stops at once, whatever is being prepared (waits for the images in work), and frees everything.
  * NULL is allowed. */
 void ii_loader_free(ii_loader *loader);
+
+/* Images per batch of this rank. */
+int64_t ii_loader_batch_size(const ii_loader *loader);
+
+/* Whether its batches have metadata. */
+bool ii_loader_has_meta(const ii_loader *loader);
 
 /* Batches of one epoch. */
 int64_t ii_loader_batches_per_epoch(const ii_loader *loader);

@@ -505,7 +505,7 @@ static void test_documentation(void **state) {
   for (int64_t i = 0; ii_config_key(i, key, sizeof key); i++) assert_contains(text, key);
   assert_contains(text, "model.depths = [4, 4, 18, 4]  (list of 4 integers, 1 to 256)");
   assert_contains(text, "train.base_lr = 5e-4  (number, 0 to 1000)");
-  assert_contains(text, "train.amp = auto  (auto, none, bf16)");
+  assert_contains(text, "train.amp = auto  (auto, none, bf16, fp16)");
   free(text);
 }
 

@@ -9,30 +9,38 @@
 typedef struct {
   const char *name;
   size_t offset;
-  bool real; /* double; otherwise int64_t */
+  int flags;
 } field;
 
+enum {
+  REAL = 1, /* double; otherwise int64_t */
+  ADDED = 2 /* not in the first checkpoints of this version: 0 when it is missing */
+};
+
 static const field FIELDS[] = {
-    {"epoch", offsetof(ii_train_state, epoch), false},
-    {"batch", offsetof(ii_train_state, batch), false},
-    {"step", offsetof(ii_train_state, step), false},
-    {"steps_per_epoch", offsetof(ii_train_state, steps_per_epoch), false},
-    {"updates", offsetof(ii_train_state, updates), false},
-    {"images", offsetof(ii_train_state, images), false},
-    {"seed", offsetof(ii_train_state, seed), false},
-    {"bad_files", offsetof(ii_train_state, bad_files), false},
-    {"validated_step", offsetof(ii_train_state, validated_step), false},
-    {"best_top1", offsetof(ii_train_state, best_top1), true},
-    {"best_is_ema", offsetof(ii_train_state, best_is_ema), false},
-    {"loss_sum", offsetof(ii_train_state, loss_sum), true},
-    {"loss_count", offsetof(ii_train_state, loss_count), false},
+    {"epoch", offsetof(ii_train_state, epoch), 0},
+    {"batch", offsetof(ii_train_state, batch), 0},
+    {"step", offsetof(ii_train_state, step), 0},
+    {"steps_per_epoch", offsetof(ii_train_state, steps_per_epoch), 0},
+    {"updates", offsetof(ii_train_state, updates), 0},
+    {"images", offsetof(ii_train_state, images), 0},
+    {"seed", offsetof(ii_train_state, seed), 0},
+    {"bad_files", offsetof(ii_train_state, bad_files), 0},
+    {"validated_step", offsetof(ii_train_state, validated_step), 0},
+    {"best_top1", offsetof(ii_train_state, best_top1), REAL},
+    {"best_is_ema", offsetof(ii_train_state, best_is_ema), 0},
+    {"loss_sum", offsetof(ii_train_state, loss_sum), REAL},
+    {"loss_count", offsetof(ii_train_state, loss_count), 0},
+    {"loss_scale", offsetof(ii_train_state, loss_scale), REAL | ADDED},
+    {"good_updates", offsetof(ii_train_state, good_updates), ADDED},
+    {"skipped_updates", offsetof(ii_train_state, skipped_updates), ADDED},
 };
 enum { FIELD_COUNT = sizeof FIELDS / sizeof *FIELDS };
 
 static ii_status save_state(ii_h5 *f, const ii_train_state *state, ii_error *err) {
   for (int i = 0; i < FIELD_COUNT; i++) {
     const void *at = (const char *)state + FIELDS[i].offset;
-    if (FIELDS[i].real)
+    if (FIELDS[i].flags & REAL)
       II_TRY(ii_h5_set_f64(f, FIELDS[i].name, *(const double *)at, err));
     else
       II_TRY(ii_h5_set_i64(f, FIELDS[i].name, *(const int64_t *)at, err));
@@ -53,13 +61,16 @@ ii_status ii_checkpoint_state(ii_h5 *f, ii_train_state *state, ii_error *err) {
                         ii_h5_path(f), (long long)version, II_CHECKPOINT_VERSION);
   for (int i = 0; i < FIELD_COUNT; i++) {
     void *at = (char *)state + FIELDS[i].offset;
-    if (FIELDS[i].real)
+    if ((FIELDS[i].flags & ADDED) && !ii_h5_has_attr(f, FIELDS[i].name))
+      memset(at, 0, 8);
+    else if (FIELDS[i].flags & REAL)
       II_TRY(ii_h5_get_f64(f, FIELDS[i].name, at, err));
     else
       II_TRY(ii_h5_get_i64(f, FIELDS[i].name, at, err));
   }
   if (state->epoch < 0 || state->batch < 0 || state->batch > state->steps_per_epoch ||
-      state->step < 0 || state->updates < 0 || state->loss_count < 0)
+      state->step < 0 || state->updates < 0 || state->loss_count < 0 || !(state->loss_scale >= 0) ||
+      state->good_updates < 0 || state->skipped_updates < 0)
     return ii_error_set(err, II_ERR_FORMAT, "%s has an impossible position", ii_h5_path(f));
   return II_OK;
 }
@@ -225,7 +236,12 @@ static ii_status load_all(ii_h5 *f, ii_params *p, ii_optimizer *o, staging *s, i
       return ii_error_prefix(err, "the optimizer's state does not fit this run (did "
                                   "train.optimizer, train.ema or train.freeze_stages change?)");
   }
-  ii_optimizer_set_state(o, &(ii_update_state){.t = state.updates});
+  ii_optimizer_set_state(o, &(ii_update_state){.t = state.updates,
+                                               .loss_scale = state.loss_scale,
+                                               .good_updates = state.good_updates,
+                                               .skipped = state.skipped_updates,
+                                               .loss_sum = state.loss_sum,
+                                               .loss_count = state.loss_count});
   return load_gradients(f, p, s, err);
 }
 

@@ -32,6 +32,9 @@ typedef struct {
   int64_t best_is_ema;    /* whether the moving average reached it (0, 1) */
   double loss_sum;        /* of the steps since the last record of metrics.jsonl */
   int64_t loss_count;
+  double loss_scale;       /* the present one; 0: none */
+  int64_t good_updates;    /* since it last changed */
+  int64_t skipped_updates; /* because of overflow */
 } ii_train_state;
 
 /* What is saved. All pointers are borrowed. */

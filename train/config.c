@@ -115,15 +115,16 @@ static ii_status store_string(const ii_option *o, const char *text, place at, ch
 
 static ii_status store_choice(const ii_option *o, const char *text, place at, int *to,
                               ii_error *err) {
-  for (int i = 0; i < 4 && o->choices[i]; i++) {
-    if (strcmp(text, o->choices[i]) != 0) continue;
-    *to = i;
-    return II_OK;
+  char list[128] = "";
+  size_t n = 0;
+  for (int i = 0; o->choices[i]; i++) {
+    if (!strcmp(text, o->choices[i])) return *to = i, II_OK;
+    const char *before = i == 0 ? "" : o->choices[i + 1] ? ", " : " or ";
+    if (n < sizeof list)
+      n += (size_t)snprintf(list + n, sizeof list - n, "%s\"%s\"", before, o->choices[i]);
   }
-  return fail(err, II_ERR_ARG, at, "%s.%s cannot be \"%.100s\"; choose \"%s\"%s%s%s or \"%s\"",
-              o->section, o->name, text, o->choices[0], o->choices[2] ? ", \"" : "",
-              o->choices[2] ? o->choices[1] : "", o->choices[2] ? "\"" : "",
-              o->choices[2] ? o->choices[2] : o->choices[1]);
+  return fail(err, II_ERR_ARG, at, "%s.%s cannot be \"%.100s\"; choose %s", o->section, o->name,
+              text, list);
 }
 
 static ii_status read_list(const ii_option *o, const config_setting_t *s, place at, void *to,

@@ -40,6 +40,13 @@ typedef struct {
   enum { ii_##section##_##name##_##a, ii_##section##_##name##_##b };
 #define II_ENUM3(section, name, def, a, b, c, help)                                                \
   enum { ii_##section##_##name##_##a, ii_##section##_##name##_##b, ii_##section##_##name##_##c };
+#define II_ENUM4(section, name, def, a, b, c, d, help)                                             \
+  enum {                                                                                           \
+    ii_##section##_##name##_##a,                                                                   \
+    ii_##section##_##name##_##b,                                                                   \
+    ii_##section##_##name##_##c,                                                                   \
+    ii_##section##_##name##_##d                                                                    \
+  };
 #define II_INTS(section, name, nmin, nmax, min, max, def, help)
 #define II_DOUBLES(section, name, nmin, nmax, min, max, def, help)
 #include "train/options.def"
@@ -51,6 +58,7 @@ typedef struct {
 #undef II_STRING
 #undef II_ENUM2
 #undef II_ENUM3
+#undef II_ENUM4
 #undef II_INTS
 #undef II_DOUBLES
 
@@ -65,6 +73,7 @@ typedef struct {
 #define II_STRING(section, name, def, help)                        char name[II_CONFIG_STRING];
 #define II_ENUM2(section, name, def, a, b, help)                   int name;
 #define II_ENUM3(section, name, def, a, b, c, help)                int name;
+#define II_ENUM4(section, name, def, a, b, c, d, help)             int name;
 #define II_INTS(section, name, nmin, nmax, min, max, def, help)    ii_int_list name;
 #define II_DOUBLES(section, name, nmin, nmax, min, max, def, help) ii_double_list name;
 typedef struct {
@@ -78,6 +87,7 @@ typedef struct {
 #undef II_STRING
 #undef II_ENUM2
 #undef II_ENUM3
+#undef II_ENUM4
 #undef II_INTS
 #undef II_DOUBLES
 

@@ -19,6 +19,8 @@
   II_ROW(s, n, II_KIND_ENUM, .def = #d, .choices = {#a, #b}, .help = h)
 #define II_ENUM3(s, n, d, a, b, c, h)                                                              \
   II_ROW(s, n, II_KIND_ENUM, .def = #d, .choices = {#a, #b, #c}, .help = h)
+#define II_ENUM4(s, n, e, a, b, c, d, h)                                                           \
+  II_ROW(s, n, II_KIND_ENUM, .def = #e, .choices = {#a, #b, #c, #d}, .help = h)
 #define II_INTS(s, n, n0, n1, lo, hi, d, h)                                                        \
   II_ROW(s, n, II_KIND_INTS, .def = d, .nmin = n0, .nmax = n1, .min = lo, .max = hi, .help = h)
 #define II_DOUBLES(s, n, n0, n1, lo, hi, d, h)                                                     \
@@ -34,6 +36,7 @@ const ii_option ii_config_options[] = {
 #undef II_STRING
 #undef II_ENUM2
 #undef II_ENUM3
+#undef II_ENUM4
 #undef II_INTS
 #undef II_DOUBLES
 const int64_t ii_config_option_count = sizeof ii_config_options / sizeof *ii_config_options;
@@ -50,6 +53,7 @@ static const struct {
 #define II_STRING(s, n, d, h)
 #define II_ENUM2(s, n, d, a, b, h)
 #define II_ENUM3(s, n, d, a, b, c, h)
+#define II_ENUM4(s, n, e, a, b, c, d, h)
 #define II_INTS(s, n, n0, n1, lo, hi, d, h)
 #define II_DOUBLES(s, n, n0, n1, lo, hi, d, h)
 #include "train/options.def"
@@ -102,7 +106,7 @@ static void set_default(ii_config *cfg, const ii_option *o) {
     snprintf(to, II_CONFIG_STRING, "%s", at);
     return;
   case II_KIND_ENUM:
-    for (int i = 0; i < 4 && o->choices[i]; i++)
+    for (int i = 0; o->choices[i]; i++)
       if (strcmp(o->choices[i], at) == 0) *(int *)to = i;
     return;
   case II_KIND_INTS: {
@@ -308,6 +312,7 @@ bool ii_config_value(const ii_config *cfg, const char *key, char *value, size_t 
 /* Documentation. */
 
 void ii_config_kind_text(const ii_option *o, char *text, size_t size) {
+  size_t n = 0;
   double lo = o->min, hi = o->max;
   switch (o->kind) {
   case II_KIND_BOOL:
@@ -323,8 +328,8 @@ void ii_config_kind_text(const ii_option *o, char *text, size_t size) {
     snprintf(text, size, "text");
     return;
   case II_KIND_ENUM:
-    snprintf(text, size, "%s, %s%s%s", o->choices[0], o->choices[1], o->choices[2] ? ", " : "",
-             o->choices[2] ? o->choices[2] : "");
+    for (int i = 0; o->choices[i] && n < size; i++)
+      n += (size_t)snprintf(text + n, size - n, "%s%s", i ? ", " : "", o->choices[i]);
     return;
   case II_KIND_INTS:
   case II_KIND_DOUBLES:

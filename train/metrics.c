@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -68,13 +69,26 @@ static ii_status flush(ii_metrics *m, ii_error *err) {
   return ii_error_set(err, II_ERR_IO, "%s cannot be written: %s", m->path, strerror(errno));
 }
 
+/* JSON has no NaN and no infinity. */
+static void number(FILE *f, const char *key, double x) {
+  if (isfinite(x))
+    fprintf(f, ", \"%s\": %.9g", key, x);
+  else
+    fprintf(f, ", \"%s\": null", key);
+}
+
 ii_status ii_metrics_train(ii_metrics *m, const ii_train_record *r, ii_error *err) {
+  fprintf(m->file, "{\"kind\": \"train\", \"epoch\": %" PRId64 ", \"step\": %" PRId64, r->epoch,
+          r->step);
+  number(m->file, "loss", r->loss);
+  number(m->file, "lr", r->lr);
+  number(m->file, "grad_norm", r->grad_norm);
   fprintf(m->file,
-          "{\"kind\": \"train\", \"epoch\": %" PRId64 ", \"step\": %" PRId64
-          ", \"loss\": %.9g, \"lr\": %.9g, \"grad_norm\": %.9g, \"images_per_s\": %.6g, "
-          "\"data_wait\": %.4f, \"eta_s\": %.0f, \"memory\": %" PRId64 "}\n",
-          r->epoch, r->step, r->loss, r->lr, r->grad_norm, r->images_per_second, r->data_wait,
-          r->eta_seconds, r->memory_bytes);
+          ", \"images_per_s\": %.6g, \"data_wait\": %.4f, \"eta_s\": %.0f, \"memory\": %" PRId64,
+          r->images_per_second, r->data_wait, r->eta_seconds, r->memory_bytes);
+  if (r->loss_scale > 0)
+    fprintf(m->file, ", \"loss_scale\": %.9g, \"skipped\": %" PRId64, r->loss_scale, r->skipped);
+  fprintf(m->file, "}\n");
   return flush(m, err);
 }
 
@@ -82,14 +96,10 @@ ii_status ii_metrics_validation(ii_metrics *m, int64_t epoch, int64_t step, bool
                                 const ii_accuracy *a, ii_error *err) {
   fprintf(m->file,
           "{\"kind\": \"val\", \"weights\": \"%s\", \"epoch\": %" PRId64 ", \"step\": %" PRId64
-          ", \"top1\": %.6g, \"top5\": %.6g, ",
+          ", \"top1\": %.6g, \"top5\": %.6g",
           ema ? "ema" : "raw", epoch, step, ii_top1(a), ii_top5(a));
-  /* JSON has no NaN: weights that blew up have no loss */
-  if (a->finite)
-    fprintf(m->file, "\"loss\": %.9g, ", a->loss);
-  else
-    fprintf(m->file, "\"loss\": null, ");
-  fprintf(m->file, "\"images\": %" PRId64 ", \"failed\": %" PRId64 ", \"seconds\": %.3f}\n",
+  number(m->file, "loss", a->finite ? a->loss : NAN); /* weights that blew up have no loss */
+  fprintf(m->file, ", \"images\": %" PRId64 ", \"failed\": %" PRId64 ", \"seconds\": %.3f}\n",
           a->images, a->failed, a->seconds);
   return flush(m, err);
 }

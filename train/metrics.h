@@ -22,11 +22,14 @@ typedef struct {
   double loss, lr, grad_norm; /* loss: mean since the last record; grad_norm of the last update */
   double images_per_second, data_wait; /* data_wait: share of the time, 0 to 1 */
   double eta_seconds;
-  int64_t memory_bytes; /* peak of the process */
+  int64_t memory_bytes; /* peak of the process; on a GPU what it holds there */
+  double loss_scale;    /* 0: none */
+  int64_t skipped;      /* updates, in all */
 } ii_train_record;
 
 /* {"kind": "train", "epoch", "step", "loss", "lr", "grad_norm", "images_per_s", "data_wait",
- * "eta_s", "memory"} */
+ * "eta_s", "memory"}, with a loss scale also "loss_scale", "skipped". loss and grad_norm are null
+ * when they are not finite (a skipped update). */
 ii_status ii_metrics_train(ii_metrics *m, const ii_train_record *r, ii_error *err);
 
 /* {"kind": "val", "weights": "raw" or "ema", "epoch", "step", "top1", "top5", "loss", "images",

@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include "autograd/tape.h"
+#include "train/input.h"
 #include "train/setup.h"
 
 /* One image through the model, counting. */
@@ -16,22 +17,15 @@ static void count_macs(ii_model *model, ii_ctx *c, ii_plan *plan) {
 }
 
 /* What the trainer does in a step, in shapes alone. */
-static void plan_step(ii_model *model, ii_optimizer *o, const ii_schedule *s, ii_ctx *c,
-                      const ii_config *cfg) {
-  const int64_t n = cfg->data.batch_size, size = cfg->data.img_size;
-  ii_step_report report;
-  ii_tensor *meta = NULL;
+static void plan_step(ii_model *model, ii_optimizer *o, const ii_schedule *s,
+                      const ii_input_batch *b, const ii_config *cfg) {
+  ii_ctx *c = o->params->ctx;
   c->training = c->recording = true;
-  float *none = NULL; /* nothing is copied in plan mode */
-  ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){n, size, size, 3}, none);
-  if (cfg->model.meta_dims.count)
-    meta = ii_tensor_from_host(c, II_F32, 2, (int64_t[]){n, II_META_VALUES}, none);
-  ii_tensor *labels = ii_tensor_from_host(c, II_I32, 1, &n, none);
-  ii_tensor *logits = ii_model_forward(model, x, meta, NULL);
-  ii_tensor *loss = ii_smooth_cross_entropy(c, logits, labels, cfg->train.label_smoothing);
-  ii_backward(c, loss, 1.0);
+  ii_tensor *logits = ii_model_forward(model, b->images, b->meta, NULL);
+  ii_tensor *loss = ii_smooth_cross_entropy(c, logits, b->labels, cfg->train.label_smoothing);
+  ii_backward_seeded(c, loss, o->seed);
   ii_tape_reset(c);
-  ii_optimizer_step(o, s, 0, &report);
+  ii_optimizer_step(o, s, 0, NULL);
 }
 
 static ii_status run(const ii_config *cfg, ii_ctx *c, ii_plan *plan, ii_error *err) {
@@ -42,25 +36,28 @@ static ii_status run(const ii_config *cfg, ii_ctx *c, ii_plan *plan, ii_error *e
   const ii_optimizer_options options = ii_setup_optimizer(cfg);
   const ii_schedule schedule = ii_setup_schedule(cfg, cfg->train.accumulation_steps);
   ii_optimizer o = {0};
+  ii_input in = {0};
   plan->parameters = ii_params_numel(params);
   count_macs(model, c, plan);
-  if (ii_optimizer_init(&o, params, &options) == II_OK) {
+  if (ii_optimizer_init(&o, params, &options) == II_OK &&
+      ii_input_init(&in, c, plan->batch, plan->img_size, cfg->model.meta_dims.count > 0) == II_OK) {
     /* the second step is like all that follow */
-    plan_step(model, &o, &schedule, c, cfg);
+    plan_step(model, &o, &schedule, &in.at[0], cfg);
     ii_pool_reset_peak(&c->pool);
-    plan_step(model, &o, &schedule, c, cfg);
+    plan_step(model, &o, &schedule, &in.at[0], cfg);
     for (int i = 0; i < II_MEM_CLASSES; i++) plan->memory[i] = c->pool.peak_by_class[i];
     plan->memory_total = c->pool.peak;
-    ii_optimizer_destroy(&o);
   }
+  ii_input_destroy(&in);
+  ii_optimizer_destroy(&o);
   ii_model_destroy(model);
   return ii_ok(c) ? II_OK : ii_error_set(err, c->err.status, "%s", c->err.text);
 }
 
 ii_status ii_plan_make(const ii_config *cfg, ii_device device, ii_plan *plan, ii_error *err) {
   const ii_dtype compute = ii_setup_compute(cfg, device);
-  *plan = (ii_plan){
-      .batch = cfg->data.batch_size, .img_size = cfg->data.img_size, .bf16 = compute == II_BF16};
+  *plan =
+      (ii_plan){.batch = cfg->data.batch_size, .img_size = cfg->data.img_size, .compute = compute};
   ii_ctx *c = ii_ctx_open(
       &(ii_ctx_options){
           .device = device, .threads = 1, .real = II_F32, .compute = compute, .plan = true},
@@ -79,7 +76,7 @@ static void print_text(const ii_plan *p, FILE *to) {
   fprintf(to, "multiply-adds   %15" PRId64 "  (%.2f G, one image of %" PRId64 " x %" PRId64 ")\n",
           p->macs, 1e-9 * (double)p->macs, p->img_size, p->img_size);
   fprintf(to, "memory at the peak of a training step, batch %" PRId64 ", %s:\n", p->batch,
-          p->bf16 ? "bf16" : "fp32");
+          ii_setup_precision_name(p->compute));
   for (int i = 0; i < II_MEM_CLASSES; i++)
     fprintf(to, "  %-22s%9.3f GiB\n", ii_mem_class_name((ii_mem_class)i),
             (double)p->memory[i] / (double)(1 << 30));

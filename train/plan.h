@@ -13,7 +13,7 @@ typedef struct {
   int64_t batch, img_size;        /* what the memory is for */
   int64_t memory[II_MEM_CLASSES]; /* bytes at the peak of a training step */
   int64_t memory_total;
-  bool bf16;
+  ii_dtype compute;
 } ii_plan;
 
 /* Runs two training steps in plan mode. cfg->model.num_classes must be known. */

@@ -98,7 +98,12 @@ ii_model_config ii_setup_model(const ii_config *cfg) {
 
 ii_dtype ii_setup_compute(const ii_config *cfg, ii_device device) {
   if (cfg->train.amp == ii_train_amp_auto) return device == II_CPU ? II_F32 : II_BF16;
+  if (cfg->train.amp == ii_train_amp_fp16) return II_F16;
   return cfg->train.amp == ii_train_amp_bf16 ? II_BF16 : II_F32;
+}
+
+const char *ii_setup_precision_name(ii_dtype compute) {
+  return compute == II_BF16 ? "bf16" : compute == II_F16 ? "fp16" : "fp32";
 }
 
 /* base, warm-up and minimum rate grow with the images of an update. */
@@ -122,6 +127,7 @@ ii_schedule ii_setup_schedule(const ii_config *cfg, int64_t steps_per_epoch) {
 }
 
 ii_optimizer_options ii_setup_optimizer(const ii_config *cfg) {
+  const bool fp16 = cfg->train.amp == ii_train_amp_fp16;
   ii_optimizer_options o = {.kind = (ii_optimizer_kind)cfg->train.optimizer,
                             .base_lr = cfg->train.base_lr * lr_factor(cfg),
                             .beta1 = cfg->train.betas.v[0],
@@ -131,7 +137,10 @@ ii_optimizer_options ii_setup_optimizer(const ii_config *cfg) {
                             .nesterov = cfg->train.nesterov,
                             .clip_grad = cfg->train.clip_grad,
                             .ema = cfg->train.ema,
-                            .ema_decay = cfg->train.ema_decay};
+                            .ema_decay = cfg->train.ema_decay,
+                            .loss_factor = 1.0 / (double)cfg->train.accumulation_steps,
+                            .loss_scale = fp16 ? cfg->train.loss_scale : 0,
+                            .growth_interval = cfg->train.loss_scale_growth};
   o.rules = (ii_param_rules){.weight_decay = cfg->train.weight_decay,
                              .lr_layer_decay = cfg->train.lr_layer_decay,
                              .layer_decay_ratio = cfg->train.lr_layer_decay_ratio,

@@ -17,9 +17,12 @@ ii_loader_config ii_setup_loader(const ii_config *cfg, const ii_dataset *dataset
 /* cfg->model.num_classes must be known. */
 ii_model_config ii_setup_model(const ii_config *cfg);
 
-/* Whether train.amp asks for bf16 on this device. auto is none on the CPU, so that a configuration
- * gives the same numbers on every machine. */
+/* The type that train.amp asks for on this device. auto is none on the CPU, so that a configuration
+ * gives the same numbers on every machine. fp16 on the CPU is refused by ii_ctx_open. */
 ii_dtype ii_setup_compute(const ii_config *cfg, ii_device device);
+
+/* "fp32", "bf16" or "fp16". */
+const char *ii_setup_precision_name(ii_dtype compute);
 
 ii_schedule ii_setup_schedule(const ii_config *cfg, int64_t steps_per_epoch);
 ii_optimizer_options ii_setup_optimizer(const ii_config *cfg);

@@ -1,5 +1,4 @@
 /* The loop. */
-#include <math.h>
 #include <string.h>
 #include "autograd/tape.h"
 #include "train/setup.h"
@@ -12,71 +11,107 @@ static ii_status context_status(const ii_trainer *t, ii_error *err) {
 }
 
 /* Loss or gradients that are not numbers: the step is not part of any checkpoint. */
-static ii_status not_finite(const ii_trainer *t, const char *what, double value, const ii_batch *b,
-                            ii_error *err) {
+static ii_status not_finite(const ii_trainer *t, const ii_update_state *u, ii_error *err) {
   char image[II_PATH_MAX];
-  ii_dataset_path(t->train_set, b->samples[0], image);
+  const int64_t n = t->schedule.steps_per_epoch;
+  ii_dataset_path(t->train_set, t->first_sample[u->bad_step % II_LOOK_STEPS], image);
   return ii_error_set(err, II_ERR_ARG,
                       "%s is %g at step %lld (epoch %lld, batch %lld, images such as %.300s): "
                       "training stopped, and the checkpoints in %.300s are as they were; a lower "
                       "train.base_lr or train.clip_grad usually helps",
-                      what, value, (long long)t->state.step, (long long)b->epoch + 1,
-                      (long long)b->index, image, t->dir);
+                      u->bad_loss ? "the loss" : "the norm of the gradient", u->bad_value,
+                      (long long)u->bad_step, (long long)(u->bad_step / n) + 1,
+                      (long long)(u->bad_step % n), image, t->dir);
 }
 
-/* Forward and backward of one batch; its loss. */
-static double run_batch(ii_trainer *t, const ii_batch *b) {
+/* With a scale as small as this nothing overflows for its sake. */
+static const double SMALLEST_SCALE = 0x1p-14;
+
+ii_status ii_trainer_look(ii_trainer *t, ii_error *err) {
+  ii_train_state *s = &t->state;
+  ii_update_state *u = &t->device;
+  const bool scaled = t->optimizer.options.loss_scale > 0;
+  if (t->looked == s->step) return II_OK;
+  ii_optimizer_look(&t->optimizer, u);
+  II_TRY(context_status(t, err));
+  t->looked = s->step;
+  if (u->bad_step >= 0) return not_finite(t, u, err);
+  s->updates = u->t;
+  s->loss_sum = u->loss_sum;
+  s->loss_count = u->loss_count;
+  s->loss_scale = scaled ? u->loss_scale : 0;
+  s->good_updates = u->good_updates;
+  s->skipped_updates = u->skipped;
+  if (scaled && u->loss_scale < SMALLEST_SCALE)
+    return ii_error_set(err, II_ERR_ARG,
+                        "the loss scale has fallen to %g by step %lld (%lld updates skipped in "
+                        "all): the gradients are not finite whatever it is, so the forward pass "
+                        "itself leaves the range of fp16 or the weights have blown up; training "
+                        "stopped, and the checkpoints in %.300s are as they were; train.amp=bf16 "
+                        "or a lower train.base_lr usually helps",
+                        u->loss_scale, (long long)s->step, (long long)u->skipped, t->dir);
+  return II_OK;
+}
+
+void ii_trainer_new_mean(ii_trainer *t) {
+  t->device.loss_sum = t->state.loss_sum = 0;
+  t->device.loss_count = t->state.loss_count = 0;
+  ii_optimizer_set_state(&t->optimizer, &t->device);
+}
+
+/* Queues forward and backward of one batch. */
+static void run_batch(ii_trainer *t, const ii_input_batch *b) {
   ii_ctx *c = t->ctx;
-  const int64_t size = t->cfg->data.img_size;
-  double value = 0;
-  ii_tensor *meta = NULL;
   c->training = c->recording = true;
   c->step = (uint64_t)t->state.step;
   c->draw = 0;
-  ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){b->count, size, size, 3}, b->images);
-  ii_tensor *labels = ii_tensor_from_host(c, II_I32, 1, &b->count, b->labels);
-  if (t->cfg->model.meta_dims.count)
-    meta = ii_tensor_from_host(c, II_F32, 2, (int64_t[]){b->count, II_META_VALUES}, b->meta);
-  ii_tensor *logits = ii_model_forward(t->model, x, meta, NULL);
-  ii_tensor *loss = ii_smooth_cross_entropy(c, logits, labels, t->cfg->train.label_smoothing);
-  if (ii_ok(c)) ii_tensor_read_f64(c, loss, &value);
-  if (isfinite(value)) ii_backward(c, loss, 1.0 / (double)t->schedule.accumulation);
+  ii_tensor *meta = t->cfg->model.meta_dims.count ? b->meta : NULL;
+  ii_tensor *logits = ii_model_forward(t->model, b->images, meta, NULL);
+  ii_tensor *loss = ii_smooth_cross_entropy(c, logits, b->labels, t->cfg->train.label_smoothing);
+  ii_optimizer_add_loss(&t->optimizer, loss, t->state.step);
+  ii_backward_seeded(c, loss, t->optimizer.seed);
   ii_tape_reset(c);
-  return value;
+}
+
+/* Whether the host wants to know now how the steps so far went. On the CPU that costs nothing. */
+static bool look_due(const ii_trainer *t) {
+  const int64_t step = t->state.step;
+  return t->ctx->k.device == II_CPU || step % t->cfg->train.log_every_steps == 0 ||
+         step - t->looked >= II_LOOK_STEPS;
+}
+
+static bool last_step(const ii_trainer *t) {
+  return t->state.step + 1 >= ii_trainer_total_steps(t);
 }
 
 static ii_status train_step(ii_trainer *t, ii_error *err) {
   ii_train_state *s = &t->state;
-  const ii_batch *b;
+  const ii_input_batch *b;
   const double before = ii_loader_get_stats(t->loader).wait_seconds;
-  II_TRY(ii_loader_next(t->loader, &b, err));
-  const double waited = ii_loader_get_stats(t->loader).wait_seconds - before;
+  II_TRY(ii_input_next(&t->input, t->loader, &b, err));
   II_ASSERT(b->epoch == s->epoch && b->index == s->batch,
             "batch %lld of epoch %lld, not %lld of "
             "%lld",
             (long long)b->index, (long long)b->epoch, (long long)s->batch, (long long)s->epoch);
+  const int64_t count = b->count;
+  s->bad_files += b->bad_files;
+  t->first_sample[s->step % II_LOOK_STEPS] = b->first_sample;
   /* what the last, shorter group of the epoch before has accumulated is dropped */
   if (s->batch == 0) ii_params_zero_grad(t->params);
-  const double loss = run_batch(t, b);
-  II_TRY(context_status(t, err));
-  if (!isfinite(loss)) return not_finite(t, "the loss", loss, b, err);
+  run_batch(t, b);
+  ii_input_done(&t->input);
   if (ii_schedule_is_update(&t->schedule, s->step)) {
-    ii_step_report report;
-    ii_optimizer_step(&t->optimizer, &t->schedule, s->step, &report);
-    II_TRY(context_status(t, err));
-    if (!report.finite) return not_finite(t, "the norm of the gradient", report.grad_norm, b, err);
-    t->grad_norm = report.grad_norm;
+    ii_optimizer_step(&t->optimizer, &t->schedule, s->step, NULL);
     ii_params_zero_grad(t->params);
   }
-  ii_update_state u;
-  ii_optimizer_look(&t->optimizer, &u);
-  s->updates = u.t;
+  II_TRY(context_status(t, err));
+  if (!last_step(t)) II_TRY(ii_input_ahead(&t->input, t->loader, err));
+  const double waited = ii_loader_get_stats(t->loader).wait_seconds - before;
   s->step++;
   s->batch++;
-  s->images += b->count;
-  s->loss_sum += loss;
-  s->loss_count++;
-  return ii_trainer_progress(t, waited, b->count, err);
+  s->images += count;
+  if (look_due(t)) II_TRY(ii_trainer_look(t, err));
+  return ii_trainer_progress(t, waited, count, err);
 }
 
 static bool finished(const ii_trainer *t) {
@@ -165,6 +200,10 @@ ii_status ii_trainer_run(ii_trainer *t, ii_error *err) {
   else
     ii_say_line(&t->say, II_SAY_NOTE, "done: %s%lld steps in %s; weights, curves and log are in %s",
                 best, (long long)(t->state.step - first), spent, t->dir);
+  if (t->state.skipped_updates)
+    ii_say_line(&t->say, II_SAY_NOTE, "%lld of %lld updates were skipped because fp16 overflowed",
+                (long long)t->state.skipped_updates,
+                (long long)(t->state.skipped_updates + t->state.updates));
   if (t->state.bad_files)
     ii_say_line(&t->say, II_SAY_WARNING, "%lld times a training image could not be used",
                 (long long)t->state.bad_files);

@@ -1,6 +1,7 @@
 /* Everything before the first step. */
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -72,7 +73,6 @@ static ii_status open_log(ii_trainer *t, ii_error *err) {
 
 static void bad_file(void *user, const char *path, const char *reason) {
   ii_trainer *t = user;
-  t->state.bad_files++;
   ii_say_line(&t->say, II_SAY_WARNING, "%s cannot be used, the next image takes its place: %s",
               path, reason);
 }
@@ -92,9 +92,26 @@ static ii_status open_data(ii_trainer *t, ii_error *err) {
     if (!t->classes) return ii_error_set(err, II_ERR_MEMORY, "out of host memory");
     for (int64_t i = 0; i < classes; i++) t->classes[i] = ii_dataset_class_name(t->train_set, i);
   }
+  return II_OK;
+}
+
+static ii_status open_context(ii_trainer *t, ii_error *err) {
+  const ii_config *cfg = t->cfg;
+  t->ctx = ii_ctx_open(&(ii_ctx_options){.device = t->o.device,
+                                         .threads = (int)cfg->train.threads,
+                                         .real = II_F32,
+                                         .compute = ii_setup_compute(cfg, t->o.device),
+                                         .seed = (uint64_t)cfg->train.seed},
+                       err);
+  return t->ctx ? II_OK : err->status;
+}
+
+static ii_status open_loader(ii_trainer *t, ii_error *err) {
+  const ii_config *cfg = t->cfg;
   ii_loader_config l = ii_setup_loader(cfg, t->train_set, true);
   l.on_bad = bad_file;
   l.context = t;
+  ii_input_loader_memory(&l, t->ctx);
   if (ii_loader_new(&l, &t->loader, err) != II_OK)
     return ii_error_prefix(err, "training images (data.batch_size = %lld)",
                            (long long)cfg->data.batch_size);
@@ -109,20 +126,15 @@ static ii_status context_status(const ii_trainer *t, ii_error *err) {
 static ii_status open_model(ii_trainer *t, ii_error *err) {
   const ii_config *cfg = t->cfg;
   const ii_model_config m = ii_setup_model(cfg);
-  t->ctx = ii_ctx_open(&(ii_ctx_options){.device = t->o.device,
-                                         .index = t->o.device_index,
-                                         .threads = (int)cfg->train.threads,
-                                         .real = II_F32,
-                                         .compute = ii_setup_compute(cfg, t->o.device),
-                                         .seed = (uint64_t)cfg->train.seed},
-                       err);
-  if (!t->ctx) return err->status;
   t->model = ii_model_create(t->ctx, &m, err);
   if (!t->model) return err->status;
   t->params = ii_model_params(t->model);
   ii_model_init(t->model, (uint64_t)cfg->train.seed);
   const ii_optimizer_options o = ii_setup_optimizer(cfg);
   if (ii_ok(t->ctx)) ii_optimizer_init(&t->optimizer, t->params, &o);
+  if (ii_ok(t->ctx))
+    ii_input_init(&t->input, t->ctx, cfg->data.batch_size, cfg->data.img_size,
+                  ii_dataset_has_meta(t->train_set));
   return context_status(t, err);
 }
 
@@ -279,6 +291,8 @@ static ii_status start(ii_trainer *t, ii_error *err) {
 
 static ii_status open_all(ii_trainer *t, ii_error *err) {
   II_TRY(open_data(t, err));
+  II_TRY(open_context(t, err));
+  II_TRY(open_loader(t, err));
   II_TRY(take_folder(t, err));
   II_TRY(open_log(t, err));
   II_TRY(ii_config_text(t->cfg, &t->config_text, err));
@@ -296,6 +310,8 @@ ii_status ii_trainer_open(const ii_trainer_options *o, ii_trainer **trainer, ii_
   t->dir = t->cfg->train.output_dir;
   t->say = (ii_say){say, t};
   t->lock = -1;
+  t->looked = -1;
+  t->mean_loss = NAN;
   t->opened_at = t->saved_at = ii_trainer_now();
   ii_status s = open_all(t, err);
   if (s == II_OK)
@@ -308,10 +324,11 @@ ii_status ii_trainer_open(const ii_trainer_options *o, ii_trainer **trainer, ii_
 void ii_trainer_close(ii_trainer *t) {
   if (!t) return;
   ii_metrics_close(&t->metrics);
+  ii_input_destroy(&t->input);
+  ii_loader_free(t->loader); /* its memory is the context's */
   if (t->optimizer.params) ii_optimizer_destroy(&t->optimizer);
   if (t->model) ii_model_destroy(t->model);
   if (t->ctx) ii_ctx_close(t->ctx);
-  ii_loader_free(t->loader);
   ii_dataset_free(t->train_set);
   ii_dataset_free(t->val_set);
   free(t->classes);
@@ -337,7 +354,7 @@ void ii_trainer_banner(const ii_trainer *t) {
   static const char *const schedules[] = {"cosine", "linear", "step"};
   const ii_config *c = t->cfg;
   const ii_say *s = &t->say;
-  char classes[256], ema[48] = "no average";
+  char classes[256], ema[48] = "no average", scale[48] = "";
   class_names(t, classes, sizeof classes);
   if (t->optimizer.ema.count) snprintf(ema, sizeof ema, "average %g", c->train.ema_decay);
   ii_say_line(s, II_SAY_NOTE, "model   %s (%s), %.2f M parameters, %lld px, drop path %g%s",
@@ -347,9 +364,11 @@ void ii_trainer_banner(const ii_trainer *t) {
   ii_say_line(s, II_SAY_NOTE, "data    %s: %lld training and %lld validation images, %s",
               c->data.root, (long long)ii_dataset_size(t->train_set),
               (long long)ii_dataset_size(t->val_set), classes);
-  ii_say_line(s, II_SAY_NOTE, "device  %s, %d threads, %s; %d threads load images",
-              t->o.device == II_CPU ? "cpu" : "cuda", t->ctx->k.threads,
-              t->ctx->compute == II_BF16 ? "bf16" : "fp32", ii_loader_threads(t->loader));
+  if (t->optimizer.options.loss_scale > 0)
+    snprintf(scale, sizeof scale, ", loss scale %g", t->optimizer.options.loss_scale);
+  ii_say_line(s, II_SAY_NOTE, "device  %s, %d threads, %s%s; %d threads load images",
+              t->o.device == II_CPU ? "cpu" : ii_cuda_engine_name(), t->ctx->k.threads,
+              ii_setup_precision_name(t->ctx->compute), scale, ii_loader_threads(t->loader));
   ii_say_line(s, II_SAY_NOTE,
               "recipe  %s, rate %.3g (%s, %g warm-up epochs), batch %lld x %lld, decay %g, "
               "clip %g, smoothing %g, %s",

@@ -2,6 +2,7 @@
 #ifndef II_TRAINER_PRIV_H
 #define II_TRAINER_PRIV_H
 #include <stdio.h>
+#include "train/input.h"
 #include "train/metrics.h"
 #include "train/trainer.h"
 
@@ -14,6 +15,9 @@ typedef struct {
   double pulsed;           /* when a pulse was last shown */
 } ii_pace;
 
+/* The host looks at what the device knows after this many steps at the latest. */
+enum { II_LOOK_STEPS = 1024 };
+
 struct ii_trainer {
   ii_trainer_options o;
   const ii_config *cfg; /* = &o.config */
@@ -24,6 +28,7 @@ struct ii_trainer {
   ii_dataset *train_set, *val_set;
   ii_loader *loader;
   ii_ctx *ctx;
+  ii_input input; /* room 0: not there yet */
   ii_model *model;
   ii_params *params;
   ii_optimizer optimizer; /* params NULL: not there yet */
@@ -31,14 +36,25 @@ struct ii_trainer {
   ii_metrics metrics;
   ii_train_state state;
   char *config_text;
-  const char **classes; /* [num_classes], or NULL for data without names */
-  double grad_norm;     /* of the last update */
+  const char **classes;                /* [num_classes], or NULL for data without names */
+  ii_update_state device;              /* as it was when the host looked last */
+  int64_t looked;                      /* after how many steps that was; -1: never */
+  double mean_loss;                    /* that was shown last; NaN: none yet */
+  int64_t first_sample[II_LOOK_STEPS]; /* of the last steps' batches, by step */
   ii_pace pace;
   double saved_at; /* when the last checkpoint was written, for save_every_minutes */
   double opened_at;
 };
 
 double ii_trainer_now(void);
+
+/* trainer.c */
+/* Waits for the steps so far and brings t->state and t->device up to date. Errors: a loss or
+ * gradient was not finite (names the step), the loss scale has become useless, the device failed.
+ */
+ii_status ii_trainer_look(ii_trainer *t, ii_error *err);
+/* Begins a new mean of the losses; after ii_trainer_look. */
+void ii_trainer_new_mean(ii_trainer *t);
 
 /* trainer_open.c */
 void ii_trainer_banner(const ii_trainer *t);

@@ -34,8 +34,11 @@ void ii_duration_text(double seconds, char *text, size_t size) {
     snprintf(text, size, "%lds", s);
 }
 
-static int64_t peak_memory(void) {
+/* Peak of the process on the CPU; what the engine holds of a GPU. */
+static int64_t memory_in_use(const ii_trainer *t) {
   struct rusage u;
+  if (t->ctx->k.device == II_CUDA)
+    return t->ctx->pool.reserved + ii_engine_scratch_bytes(&t->ctx->k);
   return getrusage(RUSAGE_SELF, &u) == 0 ? (int64_t)u.ru_maxrss * 1024 : 0;
 }
 
@@ -47,19 +50,21 @@ static ii_train_record measure(const ii_trainer *t) {
   return (ii_train_record){
       .epoch = s->epoch + 1,
       .step = s->step,
-      .loss = s->loss_count ? s->loss_sum / (double)s->loss_count : 0,
+      .loss = s->loss_count ? s->loss_sum / (double)s->loss_count : t->mean_loss,
       .lr = ii_schedule_lr(&t->schedule, t->optimizer.options.base_lr, s->step - 1),
-      .grad_norm = t->grad_norm,
+      .grad_norm = t->device.grad_norm,
+      .loss_scale = s->loss_scale,
+      .skipped = s->skipped_updates,
       .images_per_second = (double)p->images / seconds,
       .data_wait = fmin(1.0, p->wait / seconds),
       .eta_seconds = left * p->seconds_per_step,
-      .memory_bytes = peak_memory()};
+      .memory_bytes = memory_in_use(t)};
 }
 
 /* The line, with a bar for the epoch on a terminal. */
 static void show(const ii_trainer *t, ii_say_kind kind, const ii_train_record *r) {
   enum { CELLS = 10 };
-  char bar[CELLS + 4] = "", left[24];
+  char bar[CELLS + 4] = "", left[24], scale[64] = "";
   const int64_t n = t->schedule.steps_per_epoch;
   if (kind == II_SAY_PULSE) {
     const int full = (int)(CELLS * t->state.batch / n);
@@ -69,11 +74,13 @@ static void show(const ii_trainer *t, ii_say_kind kind, const ii_train_record *r
     strcpy(bar + 1 + CELLS, "] ");
   }
   ii_duration_text(r->eta_seconds, left, sizeof left);
+  if (r->loss_scale > 0)
+    snprintf(scale, sizeof scale, " scale %g skipped %lld", r->loss_scale, (long long)r->skipped);
   ii_say_line(&t->say, kind,
-              "%sepoch %lld/%lld step %lld/%lld loss %.4f lr %.2e grad %.2f %.0f img/s "
+              "%sepoch %lld/%lld step %lld/%lld loss %.4f lr %.2e grad %.2f%s %.0f img/s "
               "data %.0f%% left %s mem %.2fG",
               bar, (long long)r->epoch, (long long)t->cfg->train.epochs, (long long)r->step,
-              (long long)ii_trainer_total_steps(t), r->loss, r->lr, r->grad_norm,
+              (long long)ii_trainer_total_steps(t), r->loss, r->lr, r->grad_norm, scale,
               r->images_per_second, 100 * r->data_wait, left,
               (double)r->memory_bytes / (double)(1 << 30));
 }
@@ -85,7 +92,7 @@ ii_status ii_trainer_progress(ii_trainer *t, double waited, int64_t images, ii_e
   p->steps++;
   p->images += images;
   const bool due = t->state.step % t->cfg->train.log_every_steps == 0;
-  const bool pulse = now - p->pulsed > 0.2;
+  const bool pulse = now - p->pulsed > 0.2 && t->looked >= 0;
   if (!due && !pulse) return II_OK;
   const double per_step = (now - p->begin) / (double)p->steps;
   if (due || p->seconds_per_step == 0)
@@ -98,8 +105,8 @@ ii_status ii_trainer_progress(ii_trainer *t, double waited, int64_t images, ii_e
   }
   if (!due) return II_OK;
   show(t, II_SAY_PROGRESS, &r);
-  t->state.loss_sum = 0;
-  t->state.loss_count = 0;
+  t->mean_loss = r.loss;
+  ii_trainer_new_mean(t);
   ii_trainer_pace_reset(t);
   return ii_metrics_train(&t->metrics, &r, err);
 }

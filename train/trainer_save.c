@@ -17,6 +17,7 @@ static ii_status write_checkpoint(ii_trainer *t, const char *path, ii_error *err
 
 ii_status ii_trainer_save(ii_trainer *t, const char *from, ii_error *err) {
   char path[II_RUN_PATH];
+  II_TRY(ii_trainer_look(t, err));
   ii_checkpoint_path(t->dir, t->state.step, path);
   if (from)
     II_TRY(ii_checkpoint_link(from, path, err));
@@ -28,6 +29,7 @@ ii_status ii_trainer_save(ii_trainer *t, const char *from, ii_error *err) {
 
 ii_status ii_trainer_save_best(ii_trainer *t, ii_error *err) {
   char path[II_RUN_PATH];
+  II_TRY(ii_trainer_look(t, err));
   ii_checkpoint_best_path(t->dir, path);
   return write_checkpoint(t, path, err);
 }
@@ -42,6 +44,7 @@ static ii_status measure(ii_trainer *t, bool ema, ii_accuracy *a, ii_error *err)
   ii_loader *loader;
   l.on_bad = bad_file;
   l.context = t;
+  ii_input_loader_memory(&l, t->ctx);
   II_TRY(ii_loader_new(&l, &loader, err));
   const ii_validate_options o = {.img_size = t->cfg->data.img_size,
                                  .stop = t->o.stop,
@@ -60,6 +63,7 @@ ii_status ii_trainer_validate(ii_trainer *t, bool *best, ii_error *err) {
   char ema_text[96] = "";
   *best = false;
   if (t->state.validated_step == t->state.step) return II_OK;
+  II_TRY(ii_trainer_look(t, err));
   for (int ema = 0; ema <= with_ema; ema++) II_TRY(measure(t, ema, &a[ema], err));
   for (int ema = 0; ema <= with_ema; ema++) {
     II_TRY(

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <time.h>
 #include "autograd/tape.h"
+#include "train/input.h"
 
 double ii_top1(const ii_accuracy *a) {
   return a->images ? 100.0 * (double)a->correct1 / (double)a->images : 0;
@@ -37,33 +38,21 @@ static void score(const double *row, int64_t classes, int64_t label, ii_accuracy
   r->correct5 += finite && above < 5;
 }
 
-/* The forward pass of one batch; its logits, [count * classes] (malloced), or NULL with the
- * context's error. */
-static double *forward(ii_model *model, ii_ctx *c, const ii_batch *b, int64_t size) {
-  const int64_t classes = ii_model_get_config(model)->num_classes;
-  double *logits = malloc((size_t)(b->count * classes) * sizeof *logits);
-  if (!logits) {
-    ii_error_set(&c->err, II_ERR_MEMORY, "out of host memory for the logits of a batch");
-    return NULL;
-  }
-  ii_tensor *meta = NULL;
-  ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){b->count, size, size, 3}, b->images);
-  if (b->meta && ii_model_get_config(model)->meta_dims[0])
-    meta = ii_tensor_from_host(c, II_F32, 2, (int64_t[]){b->count, II_META_VALUES}, b->meta);
-  ii_tensor *y = ii_model_forward(model, x, meta, NULL);
-  if (ii_ok(c)) ii_tensor_read_f64(c, y, logits);
-  return logits;
+/* Queues the forward pass of one batch. */
+static ii_tensor *forward(ii_model *model, const ii_input_batch *b) {
+  ii_tensor *meta = ii_model_get_config(model)->meta_dims[0] ? b->meta : NULL;
+  return ii_model_forward(model, b->images, meta, NULL);
 }
 
-static void count_batch(const ii_batch *b, const double *logits, int64_t classes,
+static void count_batch(const ii_input_batch *b, const double *logits, int64_t classes,
                         const ii_validate_options *o, ii_accuracy *r) {
   for (int64_t i = 0; i < b->count; i++) {
-    int64_t label = o->label_of ? o->label_of[b->labels[i]] : b->labels[i];
+    int64_t label = o->label_of ? o->label_of[b->host_labels[i]] : b->host_labels[i];
     double nll = 0;
     bool top1 = false;
     II_ASSERT(label >= 0 && label < classes, "label %lld of %lld classes", (long long)label,
               (long long)classes);
-    if (b->valid[i]) {
+    if (b->host_valid[i]) {
       score(logits + i * classes, classes, label, r, &nll, &top1);
       r->loss += nll;
     }
@@ -74,28 +63,36 @@ static void count_batch(const ii_batch *b, const double *logits, int64_t classes
   r->failed += b->failed;
 }
 
-static ii_status pass(ii_model *model, ii_loader *loader, const ii_validate_options *o,
-                      ii_accuracy *r, ii_error *err) {
-  ii_ctx *c = ii_model_params(model)->ctx;
+/* One batch: its results are read while the next one is on its way. false at the end of the set. */
+static bool one_batch(ii_model *model, ii_loader *loader, ii_input *in, double *logits,
+                      const ii_validate_options *o, ii_accuracy *r, ii_error *err) {
+  ii_ctx *c = in->ctx;
   const int64_t classes = ii_model_get_config(model)->num_classes;
+  const ii_input_batch *b;
+  if (ii_input_next(in, loader, &b, err) != II_OK || b->count < 0) return false;
+  ii_tensor *y = b->count ? forward(model, b) : NULL;
+  ii_input_done(in);
+  if (ii_input_ahead(in, loader, err) != II_OK) return false;
+  if (y) ii_tensor_read_f64(c, y, logits);
+  ii_tape_reset(c);
+  if (ii_ok(c)) count_batch(b, logits, classes, o, r);
+  return ii_ok(c);
+}
+
+static ii_status pass(ii_model *model, ii_loader *loader, ii_input *in, double *logits,
+                      const ii_validate_options *o, ii_accuracy *r, ii_error *err) {
   const int64_t batches = ii_loader_batches_per_epoch(loader);
   const double start = now();
   ii_loader_seek(loader, 0, 0);
-  for (int64_t n = 0;; n++) {
-    const ii_batch *b;
-    II_TRY(ii_loader_next(loader, &b, err));
-    if (!b) break;
+  for (int64_t n = 1; one_batch(model, loader, in, logits, o, r, err); n++) {
     if (o->stop && *o->stop) return ii_error_set(err, II_ERR_INTERRUPTED, "stopped on request");
-    double *logits = b->count ? forward(model, c, b, o->img_size) : NULL;
-    ii_tape_reset(c);
-    if (ii_ok(c)) count_batch(b, logits, classes, o, r);
-    free(logits);
-    if (!ii_ok(c)) return ii_error_set(err, c->err.status, "%s", c->err.text);
     r->seconds = now() - start;
     ii_say_line(&o->say, II_SAY_PULSE, "%s %lld/%lld %.0f img/s top-1 %.2f %%", o->title,
-                (long long)n + 1, (long long)batches, (double)r->images / (r->seconds + 1e-9),
+                (long long)n, (long long)batches, (double)r->images / (r->seconds + 1e-9),
                 ii_top1(r));
   }
+  II_TRY(err->status);
+  if (!ii_ok(in->ctx)) return ii_error_set(err, in->ctx->err.status, "%s", in->ctx->err.text);
   const int64_t read = r->images - r->failed;
   if (read == 0)
     return ii_error_set(err, II_ERR_FORMAT,
@@ -103,6 +100,24 @@ static ii_status pass(ii_model *model, ii_loader *loader, const ii_validate_opti
                         (long long)r->images);
   r->loss /= (double)read;
   return II_OK;
+}
+
+static ii_status measure(ii_model *model, ii_loader *loader, const ii_validate_options *o,
+                         ii_accuracy *r, ii_error *err) {
+  ii_ctx *c = ii_model_params(model)->ctx;
+  const int64_t batch = ii_loader_batch_size(loader);
+  ii_input in;
+  double *logits =
+      malloc((size_t)(batch * ii_model_get_config(model)->num_classes) * sizeof *logits);
+  if (!logits) return ii_error_set(err, II_ERR_MEMORY, "out of host memory for the logits");
+  ii_status s = ii_input_init(&in, c, batch, o->img_size, ii_loader_has_meta(loader));
+  if (s == II_OK)
+    s = pass(model, loader, &in, logits, o, r, err);
+  else
+    ii_error_set(err, s, "%s", c->err.text);
+  ii_input_destroy(&in);
+  free(logits);
+  return s;
 }
 
 ii_status ii_validate(ii_model *model, ii_loader *loader, const ii_validate_options *o,
@@ -114,7 +129,7 @@ ii_status ii_validate(ii_model *model, ii_loader *loader, const ii_validate_opti
   const ii_dtype compute = c->compute;
   c->training = c->recording = false;
   c->compute = c->real; /* the official validation runs without mixed precision */
-  ii_status s = pass(model, loader, o, r, err);
+  ii_status s = measure(model, loader, o, r, err);
   c->training = training;
   c->recording = recording;
   c->compute = compute;
