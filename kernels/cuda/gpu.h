@@ -12,6 +12,7 @@
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 #include <stdint.h>
+#include <string.h>
 #include "kernels/cuda/engine.h"
 
 #ifdef II_EMULATE
@@ -121,8 +122,20 @@ template <typename T> struct ii_wide { static constexpr int n = 16 / (int)sizeof
 template <int V, typename T> __device__ __forceinline__ ii_vec<T, V> ii_load(const T *p) {
   return *reinterpret_cast<const ii_vec<T, V> *>(p);
 }
+/* p in global memory. By intrinsics, because nvcc splits the store of a struct (and of a float4) into
+ * one per element in many loops. */
 template <int V, typename T> __device__ __forceinline__ void ii_store(T *p, const ii_vec<T, V> &v) {
-  *reinterpret_cast<ii_vec<T, V> *>(p) = v;
+  if constexpr (sizeof v == 16) {
+    uint4 word;
+    memcpy(&word, &v, sizeof v);
+    __stwb(reinterpret_cast<uint4 *>(p), word);
+  } else if constexpr (sizeof v == 8 && V > 1) {
+    uint2 word;
+    memcpy(&word, &v, sizeof v);
+    __stwb(reinterpret_cast<uint2 *>(p), word);
+  } else {
+    *reinterpret_cast<ii_vec<T, V> *>(p) = v;
+  }
 }
 /* Whether p may be accessed in vectors of V elements. */
 template <int V, typename T> static inline bool ii_aligned(const T *p) {

@@ -131,10 +131,8 @@ __device__ __forceinline__ void add_groups(const R (&values)[N][V], R *out, int 
   for (int i = 0; i < N; i++) {
     const int c = (i * lanes + lane) * V;
     if (c >= C) continue;
-    if (groups == 1)
-      ii_put(out + c, values[i]);
-    else
-      ii_put(shared + group * C + c, values[i]);
+    if (groups == 1) ii_put(out + c, values[i]);
+    for (int j = 0; j < V && groups > 1; j++) shared[group * C + c + j] = values[i][j];
   }
   __syncthreads();
   if (groups == 1) return;

@@ -238,10 +238,12 @@ __global__ void __launch_bounds__(1024)
   __syncthreads();
   if (threadIdx.y > 0 || i >= width) return;
   for (int h = 1; h < (int)blockDim.y; h++) sum += shared[h * 32 + threadIdx.x];
-  const int q = i >= C;
-  R *out = o.out[q];
+  const bool second = i >= C;
+  const int64_t c = second ? i - C : i;
+  R *out = second ? o.out[1] : o.out[0];
+  const bool accumulate = second ? o.accumulate[1] : o.accumulate[0];
   if (o.means) o.means[i] = sum * o.scale;
-  if (out) out[i - q * C] = (o.accumulate[q] ? out[i - q * C] : R(0)) + sum;
+  if (out) out[c] = (accumulate ? out[c] : R(0)) + sum;
 }
 
 /* The second stage: partial[parts, quantities, C] (quantities 1 or 2). */
