@@ -52,14 +52,14 @@ __global__ void __launch_bounds__(THREADS)
     conv_direct_bwd_data(shape s, const T *gy, const T *w, T *gx, bool accumulate) {
   const int64_t count = s.N * s.H * s.W * s.C, step = (int64_t)gridDim.x * THREADS;
   for (int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x; at < count; at += step) {
-    const int64_t c = at % s.C, v = at / s.C % s.W, row = at / s.C / s.W;
-    const int64_t h = row % s.H, n = row / s.H;
+    const int64_t c = at % s.C, row = at / s.C / s.W, n = row / s.H;
+    const int v = (int)(at / s.C % s.W), h = (int)(row % s.H);
     R sum = accumulate ? R(ii_up(gx[at])) : R(0);
     for (int i = 0; i < s.kh; i++)
       for (int j = 0; j < s.kw; j++) {
-        const int64_t up = h + s.pad - i, left = v + s.pad - j;
+        const int up = h + s.pad - i, left = v + s.pad - j; /* 32 bits: divided quickly */
         if (up < 0 || left < 0 || up % s.stride || left % s.stride) continue;
-        const int64_t ho = up / s.stride, wo = left / s.stride;
+        const int ho = up / s.stride, wo = left / s.stride;
         if (ho >= s.Ho || wo >= s.Wo) continue;
         const T *pg = gy + ((n * s.Ho + ho) * s.Wo + wo) * s.O;
         const T *pw = w + (c * s.kh + i) * s.kw + j;
