@@ -53,15 +53,14 @@ static void functions_at_the_ends(void **state) {
     for (int i = 0; i < 4; i++) {
       ii_ctx *c = open_ctx(type);
       double x[LONG], y[LONG];
-      for (int k = 0; k < LONG; k++) x[k] = k % 7 == 6 ? NAN : (k % 2 ? -1 : 1) * far[k / 7 % 5];
+      const double most = types[type][1] == II_F16 ? 65504 : INFINITY;
+      for (int k = 0; k < LONG; k++)
+        x[k] = k % 7 == 6 ? NAN : (k % 2 ? -1 : 1) * fmin(most, far[k / 7 % 5]);
       ii_tensor *t = f[i].op(c, tensor(c, 1, (int64_t[]){LONG}, x));
       ii_tensor_read_f64(c, t, y);
       for (int k = 0; k < LONG; k++) {
-        /* 16-bit types hold what they can of it */
-        double at = types[type][1] == II_F16 ? ii_f16_to_f32(ii_f32_to_f16((float)x[k])) : x[k];
-        double want = x[k] < 0 ? f[i].at_minus_infinity : isinf(f[i].at_infinity) ? at : 1;
-        bool good = isnan(x[k]) ? isnan(y[k])
-                                : y[k] == want || fabs(y[k] - want) <= 1e-2 * fabs(want) + 1e-30;
+        double want = x[k] < 0 ? f[i].at_minus_infinity : isinf(f[i].at_infinity) ? x[k] : 1;
+        bool good = isnan(x[k]) ? isnan(y[k]) : fabs(y[k] - want) <= 1e-2 * fabs(want) + 1e-30;
         if (!good) fail_msg("%s(%g) is %g", f[i].name, x[k], y[k]);
       }
       assert_true(ii_ok(c));
@@ -151,9 +150,16 @@ static void labels_outside_the_classes(void **state) {
     ii_tensor *logits = tensor(c, 2, (int64_t[]){2, LONG}, x);
     const int32_t labels[] = {3, bad[i]};
     ii_tensor *t = ii_tensor_from_host(c, II_I32, 1, (int64_t[]){2}, labels);
-    ii_backward(c, ii_smooth_cross_entropy(c, logits, t, 0.1), 1);
-    assert_int_equal(c->err.status, II_ERR_DEVICE);
-    assert_non_null(strstr(c->err.text, "sample 1 is not one of 71 classes"));
+    ii_tensor *loss = ii_smooth_cross_entropy(c, logits, t, 0.1);
+    if (op_device() == II_CPU) {
+      assert_int_equal(c->err.status, II_ERR_DEVICE);
+      assert_non_null(strstr(c->err.text, "sample 1 is not one of 71 classes"));
+    } else { /* a GPU cannot stop here: the loss is no number, which stops the training */
+      double value;
+      ii_tensor_read_f64(c, loss, &value);
+      assert_true(isnan(value) && ii_ok(c));
+    }
+    ii_backward(c, loss, 1);
     ii_ctx_close(c);
   }
 }
