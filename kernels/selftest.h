@@ -22,7 +22,8 @@ typedef union {
 /* Fills *a with sizes and types of a problem: activations of type t, weights and statistics of the
  * type that goes with it; every pointer that the kernel uses is not NULL, and no address. Returns
  * 1; 0 when the kernel has no activations and t is a 16-bit type, so that there is nothing new to
- * test; -1 when no problem is known for the kernel. */
+ * test, and for the kernels of the update, which have a test of their own; -1 when no problem is
+ * known for the kernel. */
 int ii_selftest_problem(int kernel, int variant, ii_dtype t, ii_any_args *a);
 
 typedef struct {

@@ -246,7 +246,7 @@ int ii_selftest_problem(int kernel, int variant, ii_dtype t, ii_any_args *a) {
     REAL(mix_batch)
     REAL(mix_targets)
     REAL(erase)
-  case II_K_update_norm: /* no list of buffers (buffers.h) */
+  case II_K_update_norm: /* selftest_update.c */
   case II_K_update_control:
   case II_K_update_apply:
   case II_K_loss_add:
