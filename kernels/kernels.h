@@ -295,6 +295,7 @@ typedef struct {
  * soft_ce:   loss = mean_n( -sum_c t[n,c] log_softmax(x)[n,c] ), targets t[N,C] of type real.
  * smooth_ce: loss = mean_n( (1-e) * -logp[n,label] + e * mean_c(-logp[n,c]) ), e = smoothing,
  *            labels int32 in [0,C).
+ * A label outside [0,C) is an error (CPU), or makes the loss NaN (CUDA, which cannot stop there).
  * fwd writes loss and lse[N] (log-sum-exp, real). bwd reads x, lse, targets or labels, and gy, one
  * number of type real: gx (x_dtype) is scaled by it. */
 typedef struct {
