@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <functional>
 #include <string>
+#include <vector>
 #include "emulate_body.h"
 
 namespace ii_emu {
@@ -87,8 +88,12 @@ void count_launch(const launch &l, double milliseconds);
 std::string function_name(const void *function);
 /* Bytes of static shared memory that the kernel itself declares. */
 size_t static_shared_bytes(const void *kernel);
-/* Fills the static shared variables that the kernel itself declares with 0xFF. */
-void poison_static_shared(const void *kernel);
+/* The static shared variables that the kernel itself declares. */
+struct memory_range {
+  void *start;
+  size_t bytes;
+};
+std::vector<memory_range> shared_variables(const void *kernel);
 /* The static shared variable at p: name, start and size; false when it is none. */
 bool find_shared(const void *p, std::string *name, uintptr_t *start, size_t *bytes);
 /* Whether p lies in the program's own image (code, constants, variables). */

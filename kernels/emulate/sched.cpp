@@ -57,6 +57,7 @@ ii_emu_body *body;
 long seed;
 uint64_t random_state;
 std::vector<uint3> indices; /* threadIdx by linear thread */
+std::vector<memory_range> shared; /* static variables of the kernel */
 std::vector<uint64_t> pair_storage;
 std::mutex kernel_lock;
 
@@ -314,7 +315,7 @@ void run_block(const launch &l, uint64_t index) {
   blockIdx = uint3{at.x, at.y, at.z};
   running.block_start = ++running.now;
   running.barrier = 0;
-  poison_static_shared(l.kernel);
+  for (const memory_range &r : shared) memset(r.start, 0xFF, r.bytes);
   if (l.shared_bytes) memset(running.dynamic_shared, 0xFF, l.shared_bytes);
   start_block_state((int)(l.block.x * l.block.y * l.block.z));
   const int first = pick();
@@ -339,6 +340,7 @@ void start_launch(const launch &l) {
   blockDim = l.block;
   gridDim = l.grid;
   body = l.body;
+  shared = shared_variables(l.kernel);
   pair_storage.resize(1024 * 32);
   running.pair_sync = reinterpret_cast<uint64_t(*)[32]>(pair_storage.data());
   indices.clear();
@@ -358,9 +360,9 @@ void run_kernel(const launch &l) {
   start_launch(l);
   fiber_of_host(&host);
   /* The heap puts guarded bytes around it under AddressSanitizer. */
-  void *shared = NULL;
-  if (l.shared_bytes && posix_memalign(&shared, 16, l.shared_bytes)) abort();
-  running.dynamic_shared = (char *)shared;
+  void *dynamic = NULL;
+  if (l.shared_bytes && posix_memalign(&dynamic, 16, l.shared_bytes)) abort();
+  running.dynamic_shared = (char *)dynamic;
   const uint64_t blocks = (uint64_t)l.grid.x * l.grid.y * l.grid.z;
   /* Random order: a walk by a step that has no factor in common with the number of blocks. */
   uint64_t step = 1, at = 0;
@@ -373,7 +375,7 @@ void run_kernel(const launch &l) {
     run_block(l, seed == 0 ? b : seed == -1 ? blocks - 1 - b : at);
     at = (at + step) % blocks;
   }
-  free(shared);
+  free(dynamic);
   running.dynamic_shared = NULL;
   running.l = NULL;
 }

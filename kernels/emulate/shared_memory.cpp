@@ -148,8 +148,12 @@ size_t static_shared_bytes(const void *kernel) {
   return sum;
 }
 
-void poison_static_shared(const void *kernel) {
-  for (const variable *v : variables_of(kernel)) memset((void *)v->address, 0xFF, v->bytes);
+std::vector<memory_range> shared_variables(const void *kernel) {
+  std::vector<memory_range> all;
+  for (const variable *v : variables_of(kernel)) {
+    all.push_back(memory_range{(void *)v->address, v->bytes});
+  }
+  return all;
 }
 
 bool find_shared(const void *p, std::string *name, uintptr_t *start, size_t *bytes) {
