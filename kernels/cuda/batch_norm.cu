@@ -59,7 +59,7 @@ __device__ __forceinline__ void add_rows(const X *x, int64_t r, int64_t last, in
 
 /* partial[chunks, 3, C]: number, mean, squares of a chunk. */
 template <typename X, typename R, int V>
-__global__ void __launch_bounds__(II_COLUMN_THREADS)
+__global__ void __launch_bounds__(II_COLUMN_THREADS, 1)
     batch_norm_moments(const X *x, ii_columns s, R *partial) {
   __shared__ R shared[3][II_COLUMN_THREADS * V];
   const int tx = threadIdx.x % s.width, ty = threadIdx.x / s.width;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(1024)
 
 /* Eval mode: what the forward used, for the backward. */
 template <typename R>
-__global__ void __launch_bounds__(256) batch_norm_running(statistics<R> s, int64_t C) {
+__global__ void __launch_bounds__(256, 1) batch_norm_running(statistics<R> s, int64_t C) {
   const int64_t c = (int64_t)blockIdx.x * 256 + threadIdx.x;
   if (c >= C) return;
   s.mean[c] = s.running_mean[c];

@@ -40,7 +40,7 @@ __device__ __forceinline__ R smooth_loss(const row_args<X, R> &a, const X *x, in
 }
 
 template <typename X, typename R, int V, int N, bool SOFT>
-__global__ void __launch_bounds__(ii_row_block<R>::most) cross_entropy_rows(row_args<X, R> a) {
+__global__ void __launch_bounds__(ii_row_block<R>::most, 1) cross_entropy_rows(row_args<X, R> a) {
   __shared__ R shared[32];
   const int lane = threadIdx.x % a.lanes, group = threadIdx.x / a.lanes;
   const int groups = blockDim.x / a.lanes, steps = ii_row_steps<V, N>(a.C, a.lanes);
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(ii_row_block<R>::most) cross_entropy_rows(row_
 
 /* loss = mean of losses[n]; one block. */
 template <typename R>
-__global__ void __launch_bounds__(256) cross_entropy_mean(const R *losses, R *loss, int64_t n) {
+__global__ void __launch_bounds__(256, 1) cross_entropy_mean(const R *losses, R *loss, int64_t n) {
   __shared__ R shared[32];
   R sum = R(0);
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += losses[i];
@@ -95,7 +95,8 @@ __global__ void __launch_bounds__(256) cross_entropy_mean(const R *losses, R *lo
 }
 
 template <typename X, typename R, int V, int N, bool SOFT>
-__global__ void __launch_bounds__(ii_row_block<R>::most) cross_entropy_rows_bwd(row_args<X, R> a) {
+__global__ void __launch_bounds__(ii_row_block<R>::most, 1)
+    cross_entropy_rows_bwd(row_args<X, R> a) {
   __shared__ R shared[32];
   const int lane = threadIdx.x % a.lanes, group = threadIdx.x / a.lanes;
   const int groups = blockDim.x / a.lanes, steps = ii_row_steps<V, N>(a.C, a.lanes);

@@ -21,7 +21,7 @@ template <typename X, typename S> struct mix_args {
 };
 
 template <typename X, typename S, typename R, int V>
-__global__ void __launch_bounds__(256) group_mix_items(mix_args<X, S> m) {
+__global__ void __launch_bounds__(256, 1) group_mix_items(mix_args<X, S> m) {
   const int lane = threadIdx.x % m.lanes;
   const int64_t thread = (int64_t)blockIdx.x * 256 + threadIdx.x, step = (int64_t)gridDim.x * 256;
   for (int64_t i = thread / m.lanes; i < m.items; i += step / m.lanes) {
@@ -62,7 +62,7 @@ __device__ __forceinline__ R mix_gradient(const mix_args<X, S> &m, int64_t at, R
 }
 
 template <typename X, typename S, typename R, int V>
-__global__ void __launch_bounds__(256) group_mix_items_bwd(mix_args<X, S> m) {
+__global__ void __launch_bounds__(256, 1) group_mix_items_bwd(mix_args<X, S> m) {
   const int lane = threadIdx.x % m.lanes, in_block = threadIdx.x / m.lanes;
   const int per_block = 256 / m.lanes;
   for (int64_t i0 = (int64_t)blockIdx.x * per_block; i0 < m.items;

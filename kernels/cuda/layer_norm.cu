@@ -26,7 +26,8 @@ template <typename X, typename Y, typename R> struct forward_args {
 };
 
 template <typename X, typename Y, typename R, int V, int N, bool GELU>
-__global__ void __launch_bounds__(ii_row_block<R>::most) layer_norm_rows(forward_args<X, Y, R> a) {
+__global__ void __launch_bounds__(ii_row_block<R>::most, 1)
+    layer_norm_rows(forward_args<X, Y, R> a) {
   __shared__ R shared[32];
   const int lane = threadIdx.x % a.lanes, group = threadIdx.x / a.lanes;
   const int groups = blockDim.x / a.lanes, steps = ii_row_steps<V, N>(a.C, a.lanes);
@@ -144,7 +145,7 @@ __device__ __forceinline__ void add_groups(const R (&values)[N][V], R *out, int 
 }
 
 template <typename X, typename Y, typename R, int V, int N, bool GELU>
-__global__ void __launch_bounds__(ii_row_block<R>::most)
+__global__ void __launch_bounds__(ii_row_block<R>::most, 1)
     layer_norm_rows_bwd(backward_args<X, Y, R> a) {
   __shared__ R sums[32];
   II_SHARED(R, shared);

@@ -9,7 +9,7 @@
 namespace {
 
 template <typename X, typename Y, typename R, int V>
-__global__ void __launch_bounds__(II_COLUMN_THREADS)
+__global__ void __launch_bounds__(II_COLUMN_THREADS, 1)
     mean_pool_columns(const X *px, Y *py, int64_t N, ii_columns s, R scale) {
   __shared__ R shared[II_COLUMN_THREADS * V];
   const int tx = threadIdx.x % s.width, ty = threadIdx.x / s.width;

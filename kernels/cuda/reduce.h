@@ -149,6 +149,9 @@ template <typename R> __device__ __forceinline__ R ii_row_max(R a, int lanes, R 
   return ii_lanes_max<32>(shared[lane < warps ? lane : 0]);
 }
 
+/* Launch bounds name one block per multiprocessor, or ptxas spills registers to make room for more.
+ */
+
 /* ---- Columns ----------------------------------------------------------------------------------*/
 
 enum { II_COLUMN_THREADS = 256 };
@@ -196,7 +199,7 @@ namespace {
  * computes on the way); a thread asks for increasing r. partial[chunks, Q, C], or NULL when the
  * sums are not wanted. */
 template <typename F, typename R, int Q, int V>
-__global__ void __launch_bounds__(II_COLUMN_THREADS)
+__global__ void __launch_bounds__(II_COLUMN_THREADS, 1)
     ii_column_partials(F f, ii_columns s, R *partial) {
   __shared__ R shared[II_COLUMN_THREADS * V];
   const int tx = threadIdx.x % s.width, ty = threadIdx.x / s.width;
@@ -276,7 +279,7 @@ int ii_sum_columns(ii_kctx *k, const F &f, int64_t rows, int64_t C, bool sums,
  * first, c its column. size: rows * C; the threads of a row of blocks advance by `step` elements,
  * which is step_c columns. */
 template <int V, typename F>
-__global__ void __launch_bounds__(II_COLUMN_THREADS)
+__global__ void __launch_bounds__(II_COLUMN_THREADS, 1)
     ii_column_map(F f, int64_t images, int64_t size, int64_t C, int64_t step, int64_t step_c) {
   const int64_t first = ((int64_t)blockIdx.x * II_COLUMN_THREADS + threadIdx.x) * V;
   const int64_t first_c = first % C;

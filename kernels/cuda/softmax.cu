@@ -9,7 +9,7 @@
 namespace {
 
 template <typename X, typename Y, typename R, int V, int N>
-__global__ void __launch_bounds__(ii_row_block<R>::most)
+__global__ void __launch_bounds__(ii_row_block<R>::most, 1)
     softmax_rows(const X *px, Y *py, int64_t rows, int n, int lanes) {
   __shared__ R shared[32];
   const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes, groups = blockDim.x / lanes;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(ii_row_block<R>::most)
 }
 
 template <typename X, typename Y, typename R, int V, int N>
-__global__ void __launch_bounds__(ii_row_block<R>::most)
+__global__ void __launch_bounds__(ii_row_block<R>::most, 1)
     softmax_rows_bwd(const Y *py, const Y *pgy, X *pgx, bool accumulate, int64_t rows, int n,
                      int lanes) {
   __shared__ R shared[32];
