@@ -17,7 +17,8 @@ typedef enum {
   II_RNG_AUGMENT,   /* a = epoch, b = sample */
   II_RNG_MIX,       /* a = epoch, b = batch */
   II_RNG_DATA,      /* synthetic data: a = class, b = sample */
-  II_RNG_TEST
+  II_RNG_TEST,
+  II_RNG_ERASE /* random erasing: a = epoch, b = sample */
 } ii_rng_purpose;
 
 typedef struct {

@@ -442,6 +442,8 @@ static void test_checks(void **state) {
       {{"data.crop_ratio=2,1"}, "[smallest, largest]"},
       {{"data.format=list", "data.val_list="}, "data.val_list"},
       {{"data.batch_size=1", "data.img_size=32"}, "data.batch_size = 1"},
+      {{"data.mixup=0.8", "data.batch_size=33"}, "data.batch_size = 33"},
+      {{"data.cutmix=1", "data.batch_size=33"}, "must be even"},
       {{"train.epochs=3"}, "train.warmup_epochs = 20"},
       {{"train.optimizer=sgd", "train.momentum=0"}, "train.nesterov"},
       {{"train.freeze_stages=1,0"}, "train.freeze_stages"},

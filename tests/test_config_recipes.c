@@ -131,6 +131,17 @@ static void check_data(const ii_config *cfg, bool flash) {
         flash ? ii_data_eval_exif_apply : ii_data_eval_exif_ignore);
 }
 
+/* All of it in runs from scratch; none in fine-tuning (the official yamls switch it off there). */
+static void check_mix(const ii_config *cfg, bool scratch) {
+  equal("erase_prob", cfg->data.erase_prob, scratch ? 0.25 : 0);
+  equal("erase_mode", cfg->data.erase_mode, ii_data_erase_mode_pixel);
+  equal("erase_count", (double)cfg->data.erase_count, 1);
+  equal("mixup", cfg->data.mixup, scratch ? 0.8 : 0);
+  equal("cutmix", cfg->data.cutmix, scratch ? 1 : 0);
+  equal("mix_prob", cfg->data.mix_prob, 1);
+  equal("mix_switch_prob", cfg->data.mix_switch_prob, 0.5);
+}
+
 static void load(const char *name, ii_config *cfg) {
   ii_error err = {0};
   char path[512];
@@ -153,6 +164,7 @@ static void test_official_yamls(void **state) {
     check_model(&cfg, row);
     check_training(&cfg, row);
     check_data(&cfg, cfg.model.core_op == ii_model_core_op_DCNv4);
+    check_mix(&cfg, strstr(json_string_value(member(row, "yaml")), "_1k_224") != NULL);
   }
   json_decref(root);
 }
@@ -179,6 +191,7 @@ static void test_paper_22k(void **state) {
     equal("clip_grad", cfg.train.clip_grad, 5);
     equal("label_smoothing", cfg.train.label_smoothing, 0.1);
     equal("ema", cfg.train.ema, false);
+    check_mix(&cfg, true);
     equal("lr_layer_decay", cfg.train.lr_layer_decay, false);
   }
 }

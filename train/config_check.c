@@ -95,6 +95,15 @@ static ii_status check_data(const ii_config *cfg, ii_error *err) {
   return II_OK;
 }
 
+static ii_status check_mix(const ii_config *cfg, ii_error *err) {
+  if ((cfg->data.mixup > 0 || cfg->data.cutmix > 0) && cfg->data.batch_size % 2 != 0)
+    return ii_error_set(err, II_ERR_ARG,
+                        "data.mixup and data.cutmix mix the images of a batch in pairs: "
+                        "data.batch_size = %lld must be even",
+                        (long long)cfg->data.batch_size);
+  return II_OK;
+}
+
 static ii_status check_train(const ii_config *cfg, ii_error *err) {
   const ii_int_list *freeze = &cfg->train.freeze_stages;
   if (cfg->train.warmup_epochs > (double)cfg->train.epochs)
@@ -119,5 +128,6 @@ ii_status ii_config_check(const ii_config *cfg, ii_error *err) {
   II_TRY(check_blocks(cfg, err));
   II_TRY(check_head(cfg, err));
   II_TRY(check_data(cfg, err));
+  II_TRY(check_mix(cfg, err));
   return check_train(cfg, err);
 }
