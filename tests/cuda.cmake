@@ -14,6 +14,7 @@ foreach(name test_ops test_ops_dcn test_ops_special test_ops_update)
 endforeach()
 ii_cuda_test(golden_check_cuda golden_check --device cuda ${GOLDEN_FILES})
 
+enable_language(CXX) # for tests in C++
 file(GLOB CUDA_TEST_FILES CONFIGURE_DEPENDS test_cuda_*.c test_cuda_*.cpp)
 if(II_CUDA STREQUAL emulate)
   file(GLOB EMULATOR_TEST_FILES CONFIGURE_DEPENDS test_emulate*.c test_emulate*.cpp)
@@ -28,3 +29,22 @@ foreach(file ${CUDA_TEST_FILES})
     II_TEST_DATA="${CMAKE_SOURCE_DIR}/tests")
   ii_cuda_test(${name} ${name})
 endforeach()
+
+# The stand-ins of libraries: their reports end a process; and once more with streams that run as
+# late as they may, over memory that is closed to the host.
+if(II_CUDA STREQUAL emulate)
+  foreach(name test_emulated_libraries_blas
+    test_emulated_libraries_dnn test_emulated_libraries_nccl)
+    target_sources(${name} PRIVATE emulated_death.cpp)
+  endforeach()
+  foreach(name test_cuda_matrix test_emulated_libraries_blas
+    test_emulated_libraries_dnn test_emulated_libraries_nccl)
+    ii_cuda_test(${name}_lazy ${name})
+    set_tests_properties(${name}_lazy PROPERTIES ENVIRONMENT
+      "${CUDA_TEST_SETTINGS};II_EMU_STREAMS=lazy;II_EMU_GUARD=1")
+  endforeach()
+endif()
+
+if(II_CUDA STREQUAL emulate)
+  include(emulator.cmake) # the emulation itself
+endif()
