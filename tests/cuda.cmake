@@ -33,12 +33,12 @@ endforeach()
 # The stand-ins of libraries: their reports end a process; and once more with streams that run as
 # late as they may, over memory that is closed to the host.
 if(II_CUDA STREQUAL emulate)
-  foreach(name test_emulated_libraries_blas
-    test_emulated_libraries_dnn test_emulated_libraries_nccl)
+  foreach(name test_emulated_libraries_blas test_emulated_libraries_dnn
+      test_emulated_libraries_nccl)
     target_sources(${name} PRIVATE emulated_death.cpp)
   endforeach()
-  foreach(name test_cuda_matrix test_emulated_libraries_blas
-    test_emulated_libraries_dnn test_emulated_libraries_nccl)
+  foreach(name test_cuda_matrix test_emulated_libraries_blas test_emulated_libraries_dnn
+      test_emulated_libraries_nccl)
     ii_cuda_test(${name}_lazy ${name})
     set_tests_properties(${name}_lazy PROPERTIES ENVIRONMENT
       "${CUDA_TEST_SETTINGS};II_EMU_STREAMS=lazy;II_EMU_GUARD=1")

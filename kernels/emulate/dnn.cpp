@@ -402,6 +402,30 @@ void check_operand(const dnn_tensor &t, const char *name, void *p) {
                    name, p, (long long)t.alignment);
 }
 
+/* The result, the operands and the workspace are apart. */
+void check_apart(const dnn_convolution &c, void *x, void *w, void *y, void *workspace,
+                 size_t workspace_bytes) {
+  struct range {
+    const char *name, *begin;
+    size_t bytes;
+  };
+  const range ranges[4] = {
+      {"x", static_cast<char *>(x), static_cast<size_t>(ii_emu::dnn_tensor_bytes(c.x))},
+      {"w", static_cast<char *>(w), static_cast<size_t>(ii_emu::dnn_tensor_bytes(c.w))},
+      {"y", static_cast<char *>(y), static_cast<size_t>(ii_emu::dnn_tensor_bytes(c.y))},
+      {"the workspace", static_cast<char *>(workspace), workspace_bytes}};
+  const int result = c.direction == ii_emu::DNN_FORWARD         ? 2
+                     : c.direction == ii_emu::DNN_BACKWARD_DATA ? 0
+                                                                : 1;
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < i; j++)
+      if ((i == result || j == result || i == 3) && ranges[i].bytes && ranges[j].bytes &&
+          ranges[i].begin < ranges[j].begin + ranges[j].bytes &&
+          ranges[j].begin < ranges[i].begin + ranges[i].bytes)
+        ii_emu::report(true, "overlapping tensors", "cuDNN convolution: %s overlaps %s",
+                       ranges[j].name, ranges[i].name);
+}
+
 /* Pointers of the pack by the tensors' ids; NULL when one is missing. */
 void *operand(const node &pack, int64_t id) {
   int64_t ids[3];
@@ -439,9 +463,10 @@ cudnnStatus_t run(cudnnHandle_t handle, const node &plan, const node &pack) {
     workspace = get<void *>(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE);
   const cudnnStatus_t s = check_workspace(e, workspace);
   if (s) return s;
+  const size_t bytes = static_cast<size_t>(e.workspace);
+  check_apart(c, x, w, y, workspace, bytes);
   c.rounds_inputs = &e == &ENGINES[SHORTENING];
   c.backwards = &e == &ENGINES[UNORDERED] && calls++ % 2;
-  const size_t bytes = static_cast<size_t>(e.workspace);
   ii_emu::enqueue(handle->stream, [c, x, w, y, workspace, bytes]() {
     if (bytes) memset(workspace, 0xff, bytes);
     ii_emu::dnn_convolve(c, x, w, y);
