@@ -129,8 +129,8 @@ int main(int argc, char **argv) {
     return 0;
   }
   static const char *const eager[4] = {"II_EMU_MEM_MB=8", "II_EMU_DEVICES=2"};
-  static const char *const lazy[4] = {"II_EMU_MEM_MB=8", "II_EMU_DEVICES=2",
-                                      "II_EMU_STREAMS=lazy", "II_EMU_GUARD=1"};
+  static const char *const lazy[4] = {"II_EMU_MEM_MB=8", "II_EMU_DEVICES=2", "II_EMU_STREAMS=lazy",
+                                      "II_EMU_GUARD=1"};
   static const char *const random[4] = {"II_EMU_MEM_MB=8", "II_EMU_DEVICES=2",
                                         "II_EMU_STREAMS=random"};
   run_check("warp operations and barriers", warp_tables, NULL);

@@ -24,7 +24,7 @@ typedef struct {
   int reported;        /* builds in which there must be a report with: */
   const char *text[3]; /* texts; for builds in which they differ, see asan_text, race_text */
   const char *asan_text, *race_text;
-  int by_chance;       /* noticed under one of the random seeds at least, not under each */
+  int by_chance; /* noticed under one of the random seeds at least, not under each */
 } emulator_case;
 
 extern const emulator_case kernel_cases[], host_cases[];

@@ -131,8 +131,10 @@ int host_reads_device(bool bug) {
   w.compute();
   cudaStreamSynchronize(w.work);
   float v;
-  if (bug) v = w.y[3]; /* host read */
-  else cudaMemcpy(&v, w.y + 3, sizeof v, cudaMemcpyDeviceToHost);
+  if (bug)
+    v = w.y[3]; /* host read */
+  else
+    cudaMemcpy(&v, w.y + 3, sizeof v, cudaMemcpyDeviceToHost);
   return v != 2;
 }
 
@@ -168,10 +170,18 @@ int launch_error(dim3 grid, dim3 block, size_t shared) {
   II_EMU_LAUNCH(nothing, grid, block, shared, 0);
   return cudaGetLastError();
 }
-int too_many_threads(bool bug) { return launch_error(1, dim3(32, bug ? 33 : 32), 0); }
-int grid_too_high(bool bug) { return launch_error(dim3(1, 1, bug ? 65536 : 2), 1, 0); }
-int empty_grid(bool bug) { return launch_error(bug ? 0 : 1, 1, 0); }
-int too_much_shared(bool bug) { return launch_error(1, 1, (48 << 10) + (bug ? 1 : 0)); }
+int too_many_threads(bool bug) {
+  return launch_error(1, dim3(32, bug ? 33 : 32), 0);
+}
+int grid_too_high(bool bug) {
+  return launch_error(dim3(1, 1, bug ? 65536 : 2), 1, 0);
+}
+int empty_grid(bool bug) {
+  return launch_error(bug ? 0 : 1, 1, 0);
+}
+int too_much_shared(bool bug) {
+  return launch_error(1, 1, (48 << 10) + (bug ? 1 : 0));
+}
 int destroyed_stream(bool bug) {
   cudaStream_t s;
   cudaStreamCreate(&s);
@@ -335,16 +345,31 @@ int runtime_functions(void) {
   return failures;
 }
 
-#define LAZY {"II_EMU_STREAMS=lazy"}
+#define LAZY                                                                                       \
+  { "II_EMU_STREAMS=lazy" }
 const emulator_case host_cases[] = {
     {"missing event wait", missing_wait, LAZY, EVERY, 0, {}, 0, 0, 0},
-    {"missing event wait before a reuse", missing_wait_before_reuse, {"II_EMU_STREAMS=random"},
-     EVERY, 0, {}, 0, 0, 1},
+    {"missing event wait before a reuse",
+     missing_wait_before_reuse,
+     {"II_EMU_STREAMS=random"},
+     EVERY,
+     0,
+     {},
+     0,
+     0,
+     1},
     {"early reuse of a pinned buffer", early_host_reuse, LAZY, EVERY, 0, {}, 0, 0, 0},
     {"result read before the stream has run", early_read, LAZY, EVERY, 0, {}, 0, 0, 0},
     {"default stream taken for a wait", default_stream_is_no_wait, LAZY, EVERY, 0, {}, 0, 0, 0},
-    {"host reads device memory", host_reads_device, {"II_EMU_GUARD=1"}, 0, ASAN,
-     {"use-after-poison", "%host read%"}, 0, 0, 0},
+    {"host reads device memory",
+     host_reads_device,
+     {"II_EMU_GUARD=1"},
+     0,
+     ASAN,
+     {"use-after-poison", "%host read%"},
+     0,
+     0,
+     0},
     {"wrong direction of a copy", wrong_direction, {}, EVERY, 0, {"target"}, 0, 0, 0},
     {"copy over the end", copy_over_the_end, {}, EVERY, 0, {"run over the end"}, 0, 0, 0},
     {"double free", double_free, {}, EVERY, 0, {"cudaFree of"}, 0, 0, 0},
@@ -354,7 +379,14 @@ const emulator_case host_cases[] = {
     {"empty grid", empty_grid, {}, EVERY, 0, {"over the limits"}, 0, 0, 0},
     {"too much shared memory", too_much_shared, {}, EVERY, 0, {"49153 bytes"}, 0, 0, 0},
     {"destroyed stream", destroyed_stream, {}, EVERY, 0, {"current device"}, 0, 0, 0},
-    {"stream of another device", stream_of_another_device, {"II_EMU_DEVICES=2"}, EVERY, 0,
-     {"current device 1"}, 0, 0, 0},
+    {"stream of another device",
+     stream_of_another_device,
+     {"II_EMU_DEVICES=2"},
+     EVERY,
+     0,
+     {"current device 1"},
+     0,
+     0,
+     0},
 };
 const int host_case_count = sizeof host_cases / sizeof *host_cases;

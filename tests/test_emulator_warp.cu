@@ -29,10 +29,14 @@ enum { SHFL, SHFL_UP, SHFL_DOWN, SHFL_XOR };
 template <typename T> __global__ void shuffle(T *y, int form, int arg, int width) {
   const T v = (T)(float)(threadIdx.x * 3 + 1);
   T r;
-  if (form == SHFL) r = __shfl_sync(0xffffffffu, v, arg, width);
-  else if (form == SHFL_UP) r = __shfl_up_sync(0xffffffffu, v, (unsigned)arg, width);
-  else if (form == SHFL_DOWN) r = __shfl_down_sync(0xffffffffu, v, (unsigned)arg, width);
-  else r = __shfl_xor_sync(0xffffffffu, v, arg, width);
+  if (form == SHFL)
+    r = __shfl_sync(0xffffffffu, v, arg, width);
+  else if (form == SHFL_UP)
+    r = __shfl_up_sync(0xffffffffu, v, (unsigned)arg, width);
+  else if (form == SHFL_DOWN)
+    r = __shfl_down_sync(0xffffffffu, v, (unsigned)arg, width);
+  else
+    r = __shfl_xor_sync(0xffffffffu, v, arg, width);
   y[threadIdx.x] = r;
 }
 
@@ -62,7 +66,8 @@ template <typename T> void check_shuffles() {
   cudaFree(y);
 }
 
-/* ---- Votes and reductions; lanes of one warp in two groups, and a warp with 20 threads ---------*/
+/* ---- Votes and reductions; lanes of one warp in two groups, and a warp with 20 threads
+ * ---------*/
 
 struct votes {
   unsigned ballot, match, sum, least, most, all_and, all_or, all_xor;
@@ -128,7 +133,8 @@ void check_votes(int threads) {
   cudaFree(y);
 }
 
-/* ---- Barriers with results, threads that leave early, three-dimensional blocks ------------------*/
+/* ---- Barriers with results, threads that leave early, three-dimensional blocks
+ * ------------------*/
 
 __global__ void count_barriers(int *y, int leave) {
   const int t = (int)(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z));
@@ -251,8 +257,8 @@ void check_atomics() {
 void check_integers() {
   EXPECT(__popc(0xf0u) == 4 && __clz(1) == 31 && __clz(0) == 32 && __ffs(8) == 4);
   EXPECT(__brev(1) == 0x80000000u && __umulhi(0x80000000u, 6) == 3 && __mulhi(-1, 5) == -1);
-  EXPECT(__umul64hi(1ull << 63, 6) == 3 && __byte_perm(0x33221100u, 0x77665544u, 0x7410) ==
-         0x77441100u);
+  EXPECT(__umul64hi(1ull << 63, 6) == 3 &&
+         __byte_perm(0x33221100u, 0x77665544u, 0x7410) == 0x77441100u);
   EXPECT(__funnelshift_l(0x80000000u, 1, 4) == 0x18 && __funnelshift_r(0x10, 3, 4) == 0x30000001u);
   EXPECT(min(-1, 2u) == 2u && max(3, 4) == 4 && min(1.5f, 2.0f) == 1.5f && max(1l, 2l) == 2);
   EXPECT(max(NAN, 2.0f) == 2.0f);

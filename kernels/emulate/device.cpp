@@ -1,5 +1,5 @@
 /* Properties and attributes of the emulated devices and of kernels, versions, error texts. */
-#include "emulate_internal.h"
+#include "kernels/emulate/emulate_internal.h"
 #include <stdio.h>
 #include <string.h>
 #include <algorithm>
@@ -30,37 +30,66 @@ std::map<const void *, size_t> opted_in; /* cudaFuncAttributeMaxDynamicSharedMem
 int attribute(cudaDeviceAttr a, bool *known) {
   *known = true;
   switch (a) {
-  case cudaDevAttrMaxThreadsPerBlock: return THREADS_BLOCK;
-  case cudaDevAttrMaxBlockDimX: return 1024;
-  case cudaDevAttrMaxBlockDimY: return 1024;
-  case cudaDevAttrMaxBlockDimZ: return 64;
-  case cudaDevAttrMaxGridDimX: return 0x7fffffff;
-  case cudaDevAttrMaxGridDimY: return 65535;
-  case cudaDevAttrMaxGridDimZ: return 65535;
-  case cudaDevAttrMaxSharedMemoryPerBlock: return SHARED_DEFAULT;
-  case cudaDevAttrMaxSharedMemoryPerBlockOptin: return SHARED_MOST;
-  case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return SHARED_PROCESSOR;
-  case cudaDevAttrWarpSize: return 32;
-  case cudaDevAttrMaxRegistersPerBlock: return REGISTERS;
-  case cudaDevAttrMaxRegistersPerMultiprocessor: return REGISTERS;
-  case cudaDevAttrMultiProcessorCount: return PROCESSORS;
-  case cudaDevAttrMaxThreadsPerMultiProcessor: return THREADS_PROCESSOR;
-  case cudaDevAttrMaxBlocksPerMultiprocessor: return BLOCKS_PROCESSOR;
-  case cudaDevAttrComputeCapabilityMajor: return 9;
-  case cudaDevAttrComputeCapabilityMinor: return 0;
-  case cudaDevAttrL2CacheSize: return L2_BYTES;
-  case cudaDevAttrClockRate: return 1000000;
-  case cudaDevAttrMemoryClockRate: return 1000000;
-  case cudaDevAttrGlobalMemoryBusWidth: return 64;
-  case cudaDevAttrAsyncEngineCount: return 2;
-  case cudaDevAttrConcurrentKernels: return 1;
-  case cudaDevAttrUnifiedAddressing: return 1;
-  case cudaDevAttrMemoryPoolsSupported: return 1;
+  case cudaDevAttrMaxThreadsPerBlock:
+    return THREADS_BLOCK;
+  case cudaDevAttrMaxBlockDimX:
+    return 1024;
+  case cudaDevAttrMaxBlockDimY:
+    return 1024;
+  case cudaDevAttrMaxBlockDimZ:
+    return 64;
+  case cudaDevAttrMaxGridDimX:
+    return 0x7fffffff;
+  case cudaDevAttrMaxGridDimY:
+    return 65535;
+  case cudaDevAttrMaxGridDimZ:
+    return 65535;
+  case cudaDevAttrMaxSharedMemoryPerBlock:
+    return SHARED_DEFAULT;
+  case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+    return SHARED_MOST;
+  case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+    return SHARED_PROCESSOR;
+  case cudaDevAttrWarpSize:
+    return 32;
+  case cudaDevAttrMaxRegistersPerBlock:
+    return REGISTERS;
+  case cudaDevAttrMaxRegistersPerMultiprocessor:
+    return REGISTERS;
+  case cudaDevAttrMultiProcessorCount:
+    return PROCESSORS;
+  case cudaDevAttrMaxThreadsPerMultiProcessor:
+    return THREADS_PROCESSOR;
+  case cudaDevAttrMaxBlocksPerMultiprocessor:
+    return BLOCKS_PROCESSOR;
+  case cudaDevAttrComputeCapabilityMajor:
+    return 9;
+  case cudaDevAttrComputeCapabilityMinor:
+    return 0;
+  case cudaDevAttrL2CacheSize:
+    return L2_BYTES;
+  case cudaDevAttrClockRate:
+    return 1000000;
+  case cudaDevAttrMemoryClockRate:
+    return 1000000;
+  case cudaDevAttrGlobalMemoryBusWidth:
+    return 64;
+  case cudaDevAttrAsyncEngineCount:
+    return 2;
+  case cudaDevAttrConcurrentKernels:
+    return 1;
+  case cudaDevAttrUnifiedAddressing:
+    return 1;
+  case cudaDevAttrMemoryPoolsSupported:
+    return 1;
   case cudaDevAttrIntegrated:
   case cudaDevAttrManagedMemory:
   case cudaDevAttrCooperativeLaunch:
-  case cudaDevAttrEccEnabled: return 0;
-  default: *known = false; return 0;
+  case cudaDevAttrEccEnabled:
+    return 0;
+  default:
+    *known = false;
+    return 0;
   }
 }
 
@@ -153,7 +182,8 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute a, int va
     return set_error(cudaErrorInvalidValue);
   }
   std::lock_guard<std::mutex> hold(lock);
-  opted_in[kernel] = std::max((size_t)value, SHARED_DEFAULT - std::min<size_t>(fixed, SHARED_DEFAULT));
+  opted_in[kernel] =
+      std::max((size_t)value, SHARED_DEFAULT - std::min<size_t>(fixed, SHARED_DEFAULT));
   return cudaSuccess;
 }
 

@@ -12,7 +12,7 @@
 
 /* Before NVIDIA's headers, which leave a definition alone that is there already. A shared variable
  * is one static object: blocks run one after another. */
-#define __shared__ static
+#define __shared__   static
 #define __constant__ static
 
 /* The device functions below replace names of glibc by macros, so its headers must come first. */
@@ -28,7 +28,7 @@
 #include <cuda_runtime.h>
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
-#include "emulate_body.h"
+#include "kernels/emulate/emulate_body.h"
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 
@@ -73,9 +73,8 @@ static inline ii_emu_config ii_emu_config_of(const char *name, const char *file,
 
 /* kernel<<<grid, block, smem, stream>>>(...); a template with several arguments in parentheses. */
 #define II_EMU_LAUNCH(kernel, grid, block, smem, stream, ...)                                      \
-  ii_emu_launcher_of(kernel)(                                                                      \
-      ii_emu_config_of(#kernel, __FILE__, __LINE__, grid, block, smem, stream)                     \
-          __VA_OPT__(, ) __VA_ARGS__)
+  ii_emu_launcher_of(kernel)(ii_emu_config_of(#kernel, __FILE__, __LINE__, grid, block, smem,      \
+                                              stream) __VA_OPT__(, ) __VA_ARGS__)
 
 /* Forms of the runtime's functions that take a kernel as it is; only nvcc sees NVIDIA's. */
 template <typename... P>
@@ -87,18 +86,18 @@ static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *to, void (*k
   return ::cudaFuncGetAttributes(to, reinterpret_cast<const void *>(k));
 }
 template <typename... P>
-static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*k)(P...),
-                                                                        int threads,
-                                                                        size_t shared) {
-  return ::cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-      blocks, reinterpret_cast<const void *>(k), threads, shared);
+static inline cudaError_t
+cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*k)(P...), int threads,
+                                              size_t shared) {
+  return ::cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, reinterpret_cast<const void *>(k),
+                                                         threads, shared);
 }
 
 #define II_EMU_SHARED(type, name) type *name = static_cast<type *>(ii_emu_dynamic_shared())
 
-#include "emulate_warp.h"
-#include "emulate_math.h"
-#include "emulate_half.h"
-#include "emulate_atomic.h"
+#include "kernels/emulate/emulate_warp.h"
+#include "kernels/emulate/emulate_math.h"
+#include "kernels/emulate/emulate_half.h"
+#include "kernels/emulate/emulate_atomic.h"
 
 #endif

@@ -14,7 +14,9 @@
     memcpy(static_cast<void *>(p), static_cast<const void *>(&now), sizeof now);                   \
     return old;                                                                                    \
   }                                                                                                \
-  static inline type name(type *p, type v, II_EMU_SITE) { return name##_body(p, v, II_EMU_HERE); } \
+  static inline type name(type *p, type v, II_EMU_SITE) {                                          \
+    return name##_body(p, v, II_EMU_HERE);                                                         \
+  }                                                                                                \
   static inline type name##_block(type *p, type v, II_EMU_SITE) {                                  \
     return name##_body(p, v, II_EMU_HERE);                                                         \
   }
@@ -30,8 +32,7 @@ II_EMU_ATOMIC(atomicAdd, __half2, __hadd2(old, v))
 II_EMU_ATOMIC(atomicAdd, __nv_bfloat16, __hadd(old, v))
 II_EMU_ATOMIC(atomicAdd, __nv_bfloat162, __hadd2(old, v))
 II_EMU_ATOMIC(atomicAdd, float2, make_float2(old.x + v.x, old.y + v.y))
-II_EMU_ATOMIC(atomicAdd, float4,
-              make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w))
+II_EMU_ATOMIC(atomicAdd, float4, make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w))
 II_EMU_ATOMIC(atomicSub, int, (int)((unsigned)old - (unsigned)v))
 II_EMU_ATOMIC(atomicSub, unsigned, old - v)
 II_EMU_ATOMIC(atomicMin, int, old < v ? old : v)

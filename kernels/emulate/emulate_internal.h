@@ -8,7 +8,7 @@
 #include <functional>
 #include <string>
 #include <vector>
-#include "emulate_body.h"
+#include "kernels/emulate/emulate_body.h"
 
 namespace ii_emu {
 
@@ -128,9 +128,9 @@ struct running_kernel {
   int thread;      /* linear index in the block; -1 outside threads */
   uint64_t block;  /* linear */
   uint64_t now, launch_start, block_start, barrier;
-  uint64_t warp_sync[32];          /* the last __syncwarp of all 32 lanes, per warp */
-  uint64_t (*pair_sync)[32];       /* [1024][32]: the last one of this pair of lanes of a warp */
-  bool partial_sync[32];           /* pair_sync of the warp is in use */
+  uint64_t warp_sync[32];    /* the last __syncwarp of all 32 lanes, per warp */
+  uint64_t (*pair_sync)[32]; /* [1024][32]: the last one of this pair of lanes of a warp */
+  bool partial_sync[32];     /* pair_sync of the warp is in use */
   char *dynamic_shared;
   uintptr_t stack, stack_end; /* of the running thread */
 };
@@ -140,7 +140,8 @@ extern __thread bool in_kernel_thread;
 uint3 thread_index(int linear);
 dim3 block_index(uint64_t linear);
 
-/* ---- Race checker (race.cpp); without II_EMULATE_RACE these do nothing -------------------------*/
+/* ---- Race checker (race.cpp); without II_EMULATE_RACE these do nothing
+ * -------------------------*/
 
 void race_atomic(const void *p, size_t bytes, const char *file, int line);
 void race_forget(uintptr_t address, size_t bytes); /* an allocation came or went */

@@ -3,7 +3,7 @@
 #ifndef II_EMULATE_WARP_H
 #define II_EMULATE_WARP_H
 
-#include "emulate_warp_kinds.h"
+#include "kernels/emulate/emulate_warp_kinds.h"
 
 static inline void __syncthreads(II_EMU_SITE) {
   ii_emu_barrier(II_EMU_BAR_PLAIN, 0, II_EMU_HERE);
@@ -86,6 +86,8 @@ II_EMU_REDUCE(__reduce_xor_sync, unsigned, II_EMU_WARP_XOR)
 static inline void __threadfence(void) {}
 static inline void __threadfence_block(void) {}
 static inline void __threadfence_system(void) {}
-[[noreturn]] static inline void __trap(II_EMU_SITE) { ii_emu_trap(II_EMU_HERE); }
+[[noreturn]] static inline void __trap(II_EMU_SITE) {
+  ii_emu_trap(II_EMU_HERE);
+}
 
 #endif

@@ -1,4 +1,4 @@
-#include "fiber.h"
+#include "kernels/emulate/fiber.h"
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,6 +7,10 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #define II_EMU_ASAN 1
+#endif
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#define II_EMU_TSAN 1
 #endif
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -52,8 +56,8 @@ static const size_t STACK_BYTES = 256 << 10;
 
 static fiber *make_fiber() {
   const size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = STACK_BYTES + page;
-  void *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                 -1, 0);
+  void *m =
+      mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (m == MAP_FAILED || mprotect(m, page, PROT_NONE) != 0) {
     fprintf(stderr, "emulated GPU: no memory for the stack of a thread\n");
     abort();
@@ -61,13 +65,18 @@ static fiber *make_fiber() {
   fiber *f = (fiber *)calloc(1, sizeof *f);
   f->stack = (char *)m + page;
   f->bytes = STACK_BYTES - (size_t)(fibers_made++ * 7 % 61) * 64;
+#ifdef II_EMU_TSAN
+  f->thread = __tsan_create_fiber(0);
+#endif
   return f;
 }
 
 fiber *fiber_take(void (*entry)(void)) {
   fiber *f = pool;
-  if (f) pool = f->next;
-  else f = make_fiber();
+  if (f)
+    pool = f->next;
+  else
+    f = make_fiber();
   f->fake_stack = NULL;
 #if defined(__x86_64__)
   void **top = (void **)(((uintptr_t)f->stack + f->bytes) & ~(uintptr_t)63);
@@ -92,11 +101,14 @@ void fiber_give(fiber *f) {
   pool = f;
 }
 
-void fiber_switch(fiber *from, fiber *to, bool last) {
+__attribute__((no_sanitize_thread)) void fiber_switch(fiber *from, fiber *to, bool last) {
 #ifdef II_EMU_ASAN
   __sanitizer_start_switch_fiber(last ? NULL : &from->fake_stack, to->stack, to->bytes);
 #else
   (void)last;
+#endif
+#ifdef II_EMU_TSAN
+  __tsan_switch_to_fiber(to->thread, 0);
 #endif
 #if defined(__x86_64__)
   ii_emu_switch(&from->context, to->context);
@@ -116,6 +128,9 @@ void fiber_entered(void) {
 
 void fiber_of_host(fiber *f) {
   *f = fiber();
+#ifdef II_EMU_TSAN
+  f->thread = __tsan_get_current_fiber();
+#endif
 #if !defined(__x86_64__)
   static thread_local ucontext_t own;
   f->context = &own;

@@ -12,10 +12,12 @@ struct fiber {
   char *stack; /* lowest byte */
   size_t bytes;
   void *fake_stack; /* AddressSanitizer's */
+  void *thread;     /* ThreadSanitizer's */
   fiber *next;      /* in the pool */
 };
 
-/* A fresh fiber that will call entry() when it is first switched to; entry must not return. */
+/* A fresh fiber that will call entry() when it is first switched to; entry must not return, and is
+ * not seen by ThreadSanitizer (no_sanitize_thread), which would miss the return. */
 fiber *fiber_take(void (*entry)(void));
 /* Back to the pool; it may be the running one, when the next switch leaves it with `last`. */
 void fiber_give(fiber *f);

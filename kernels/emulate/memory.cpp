@@ -3,7 +3,7 @@
  * Every allocation is a block of the host's heap of exactly the size asked for, so that
  * AddressSanitizer guards both ends, filled with 0xFF (NaN in every float type). Copies are checked
  * against the table of allocations: direction, and the range on both sides. */
-#include "emulate_internal.h"
+#include "kernels/emulate/emulate_internal.h"
 #include <stdlib.h>
 #include <string.h>
 #include <atomic>
@@ -30,8 +30,10 @@ int opened;               /* open_memory objects alive */
 void set_closed(bool closed) {
   for (const auto &a : table) {
     if (a.second.kind != MEMORY_DEVICE) continue;
-    if (closed) ASAN_POISON_MEMORY_REGION((void *)a.first, a.second.bytes);
-    else ASAN_UNPOISON_MEMORY_REGION((void *)a.first, a.second.bytes);
+    if (closed)
+      ASAN_POISON_MEMORY_REGION((void *)a.first, a.second.bytes);
+    else
+      ASAN_UNPOISON_MEMORY_REGION((void *)a.first, a.second.bytes);
   }
 }
 
@@ -109,21 +111,26 @@ bool side_fits(const char *call, const char *side, const void *p, size_t bytes, 
   return true;
 }
 
-bool is_device(const void *p) { return find_allocation(p).kind == MEMORY_DEVICE; }
+bool is_device(const void *p) {
+  return find_allocation(p).kind == MEMORY_DEVICE;
+}
 
 /* Whether the copy is possible; resolves cudaMemcpyDefault. */
 bool check_copy(const char *call, void *dst, const void *src, size_t bytes, cudaMemcpyKind *kind) {
   if (*kind == cudaMemcpyDefault) {
     const bool to = is_device(dst), from = is_device(src);
-    *kind = to ? from ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice
-               : from ? cudaMemcpyDeviceToHost : cudaMemcpyHostToHost;
+    *kind = to     ? from ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice
+            : from ? cudaMemcpyDeviceToHost
+                   : cudaMemcpyHostToHost;
   }
   const bool to = *kind == cudaMemcpyHostToDevice || *kind == cudaMemcpyDeviceToDevice;
   const bool from = *kind == cudaMemcpyDeviceToHost || *kind == cudaMemcpyDeviceToDevice;
   return side_fits(call, "target", dst, bytes, to) && side_fits(call, "source", src, bytes, from);
 }
 
-bool is_pinned(const void *p) { return find_allocation(p).kind == MEMORY_PINNED; }
+bool is_pinned(const void *p) {
+  return find_allocation(p).kind == MEMORY_PINNED;
+}
 
 cudaError_t set_bytes(const char *call, void *p, int value, size_t bytes, cudaStream_t stream,
                       bool wait) {
@@ -131,8 +138,10 @@ cudaError_t set_bytes(const char *call, void *p, int value, size_t bytes, cudaSt
   if (!side_fits(call, "target", p, bytes, true)) return set_error(cudaErrorInvalidValue);
   if (stream_device(stream) < 0) return set_error(cudaErrorInvalidResourceHandle);
   const auto work = [p, value, bytes] { memset(p, value, bytes); };
-  if (wait) enqueue_and_wait(stream, work);
-  else enqueue(stream, work);
+  if (wait)
+    enqueue_and_wait(stream, work);
+  else
+    enqueue(stream, work);
   return cudaSuccess;
 }
 
@@ -149,7 +158,9 @@ bool in_device(const void *p, size_t bytes) {
   return a.kind == MEMORY_DEVICE && inside(a, p, bytes);
 }
 
-uint64_t allocations_version() { return version.load(std::memory_order_relaxed); }
+uint64_t allocations_version() {
+  return version.load(std::memory_order_relaxed);
+}
 
 open_memory::open_memory() {
   if (!get_settings().guard) return;
@@ -168,7 +179,9 @@ using namespace ii_emu;
 
 extern "C" {
 
-cudaError_t cudaMalloc(void **p, size_t bytes) { return allocate(p, bytes, MEMORY_DEVICE); }
+cudaError_t cudaMalloc(void **p, size_t bytes) {
+  return allocate(p, bytes, MEMORY_DEVICE);
+}
 cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t s) {
   if (stream_device(s) < 0) return set_error(cudaErrorInvalidResourceHandle);
   return allocate(p, bytes, MEMORY_DEVICE);
@@ -192,7 +205,9 @@ cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags) {
   (void)flags;
   return allocate(p, bytes, MEMORY_PINNED);
 }
-cudaError_t cudaMallocHost(void **p, size_t bytes) { return allocate(p, bytes, MEMORY_PINNED); }
+cudaError_t cudaMallocHost(void **p, size_t bytes) {
+  return allocate(p, bytes, MEMORY_PINNED);
+}
 cudaError_t cudaFreeHost(void *p) {
   finish_device(current_device());
   return p ? release(p, MEMORY_PINNED) : cudaSuccess;
@@ -257,7 +272,8 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s) {
   return set_bytes("cudaMemsetAsync", p, value, bytes, s, false);
 }
 
-/* ---- Pools: freed memory goes back at once, so the settings mean nothing -----------------------*/
+/* ---- Pools: freed memory goes back at once, so the settings mean nothing
+ * -----------------------*/
 
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int device) {
   static char handle;
@@ -273,8 +289,10 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attr, vo
   if (!pool || !value) return set_error(cudaErrorInvalidValue);
   std::lock_guard<std::mutex> hold(table_lock);
   const size_t device = (size_t)current_device();
-  if (attr <= cudaMemPoolReuseAllowInternalDependencies) *(int *)value = 1;
-  else *(uint64_t *)value = device < used.size() ? used[device] : 0;
+  if (attr <= cudaMemPoolReuseAllowInternalDependencies)
+    *(int *)value = 1;
+  else
+    *(uint64_t *)value = device < used.size() ? used[device] : 0;
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t keep) {

@@ -7,7 +7,7 @@
  * the block or a __syncwarp of both lanes lies between; blocks of one launch are never ordered.
  * Shuffles order nothing, as in CUDA. A shadow cell per two bytes holds the last writer and two
  * readers, so of several races on one address some may be shown. */
-#include "emulate_internal.h"
+#include "kernels/emulate/emulate_internal.h"
 
 #ifndef II_EMULATE_RACE
 
@@ -64,7 +64,9 @@ struct early_read {
 std::vector<early_read> unwritten;
 const uint32_t IS_SITE = 0x80000000u;
 
-size_t cells_bytes(size_t bytes) { return (bytes / 2 + 2) * sizeof(cell); }
+size_t cells_bytes(size_t bytes) {
+  return (bytes / 2 + 2) * sizeof(cell);
+}
 
 region make_region(uintptr_t start, size_t bytes, region_kind kind) {
   std::lock_guard<std::mutex> hold(lock);
@@ -108,7 +110,8 @@ std::string what(uintptr_t p, const region &r) {
     uintptr_t start;
     size_t n;
     find_shared((void *)p, &name, &start, &n);
-    snprintf(text, sizeof text, "byte %zu of the %zu of __shared__ %s", offset, bytes, name.c_str());
+    snprintf(text, sizeof text, "byte %zu of the %zu of __shared__ %s", offset, bytes,
+             name.c_str());
   } else {
     snprintf(text, sizeof text, "byte %zu of %zu of %s", offset, bytes,
              r.kind == REGION_DYNAMIC ? "the dynamic shared memory" : "an allocation");
@@ -130,8 +133,9 @@ void conflict(uintptr_t p, const region &r, const access &now, bool writes, cons
   report(true, "race",
          "%s\n  %s%s by %s at%s\n  %s%s by %s at%s\n  no __syncthreads or __syncwarp between them",
          what(p, r).c_str(), now.atomic ? "atomic " : "", writes ? "write" : "read",
-         who(now).c_str(), source(now.place).c_str(), before.atomic ? "earlier atomic " : "earlier ",
-         wrote ? "write" : "read", who(before).c_str(), source(before.place).c_str());
+         who(now).c_str(), source(now.place).c_str(),
+         before.atomic ? "earlier atomic " : "earlier ", wrote ? "write" : "read",
+         who(before).c_str(), source(before.place).c_str());
 }
 
 inline bool ordered(const access &a) {
@@ -180,9 +184,9 @@ void touch(const region &r, uintptr_t p, size_t bytes, bool write, bool atomic, 
   const uint64_t since = r.kind == REGION_DEVICE ? running.launch_start : running.block_start;
   const uintptr_t end = p + bytes;
   if (end > r.end) {
-    report(true, "access over the end",
-           "%s of %zu bytes at %s by thread %d of the block at%s", write ? "write" : "read", bytes,
-           what(p, r).c_str(), running.thread, source(place).c_str());
+    report(true, "access over the end", "%s of %zu bytes at %s by thread %d of the block at%s",
+           write ? "write" : "read", bytes, what(p, r).c_str(), running.thread,
+           source(place).c_str());
     return;
   }
   access now;
@@ -193,7 +197,8 @@ void touch(const region &r, uintptr_t p, size_t bytes, bool write, bool atomic, 
   now.place = place;
   for (uintptr_t at = p & ~(uintptr_t)1; at < end; at += 2) {
     now.mask = (at >= p ? 1u : 0u) | (at + 1 < end ? 2u : 0u);
-    touch_cell(r.cells[(at - (r.start & ~(uintptr_t)1)) / 2], std::max(at, p), r, now, write, since);
+    touch_cell(r.cells[(at - (r.start & ~(uintptr_t)1)) / 2], std::max(at, p), r, now, write,
+               since);
   }
 }
 
@@ -290,12 +295,24 @@ using ii_emu::hook;
 extern "C" {
 
 #define II_EMU_HOOK(n)                                                                             \
-  void __tsan_read##n(void *p) { hook(p, n, false, true, __builtin_return_address(0)); }           \
-  void __tsan_write##n(void *p) { hook(p, n, true, true, __builtin_return_address(0)); }           \
-  void __tsan_unaligned_read##n(void *p) { hook(p, n, false, false, __builtin_return_address(0)); } \
-  void __tsan_unaligned_write##n(void *p) { hook(p, n, true, false, __builtin_return_address(0)); } \
-  void __tsan_volatile_read##n(void *p) { hook(p, n, false, true, __builtin_return_address(0)); }  \
-  void __tsan_volatile_write##n(void *p) { hook(p, n, true, true, __builtin_return_address(0)); }
+  void __tsan_read##n(void *p) {                                                                   \
+    hook(p, n, false, true, __builtin_return_address(0));                                          \
+  }                                                                                                \
+  void __tsan_write##n(void *p) {                                                                  \
+    hook(p, n, true, true, __builtin_return_address(0));                                           \
+  }                                                                                                \
+  void __tsan_unaligned_read##n(void *p) {                                                         \
+    hook(p, n, false, false, __builtin_return_address(0));                                         \
+  }                                                                                                \
+  void __tsan_unaligned_write##n(void *p) {                                                        \
+    hook(p, n, true, false, __builtin_return_address(0));                                          \
+  }                                                                                                \
+  void __tsan_volatile_read##n(void *p) {                                                          \
+    hook(p, n, false, true, __builtin_return_address(0));                                          \
+  }                                                                                                \
+  void __tsan_volatile_write##n(void *p) {                                                         \
+    hook(p, n, true, true, __builtin_return_address(0));                                           \
+  }
 II_EMU_HOOK(1)
 II_EMU_HOOK(2)
 II_EMU_HOOK(4)
@@ -313,7 +330,9 @@ void __tsan_func_entry(void *) {}
 void __tsan_func_exit(void) {}
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
-void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+void __tsan_atomic_thread_fence(int) {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
 void __tsan_atomic_signal_fence(int) {}
 
 /* std::atomic and guards of local statics in host code. */

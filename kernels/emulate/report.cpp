@@ -1,6 +1,6 @@
 /* Settings, reports and statistics of the emulation. The reports go to the standard error stream:
  * they are about bugs in kernels, which have no caller who could be told. */
-#include "emulate_internal.h"
+#include "kernels/emulate/emulate_internal.h"
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,8 +37,10 @@ settings read_settings() {
   const char *streams = getenv("II_EMU_STREAMS"), *report = getenv("II_EMU_REPORT");
   s.seed = (long)number("II_EMU_SEED", 0);
   s.streams = STREAMS_EAGER;
-  if (streams && !strcmp(streams, "lazy")) s.streams = STREAMS_LAZY;
-  else if (streams && !strcmp(streams, "random")) s.streams = STREAMS_RANDOM;
+  if (streams && !strcmp(streams, "lazy"))
+    s.streams = STREAMS_LAZY;
+  else if (streams && !strcmp(streams, "random"))
+    s.streams = STREAMS_RANDOM;
   else if (streams && *streams && strcmp(streams, "eager")) {
     fprintf(stderr, "emulated GPU: II_EMU_STREAMS is eager, lazy or random, not %s\n", streams);
   }

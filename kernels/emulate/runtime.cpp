@@ -5,7 +5,7 @@
  * reused too early or a result read too early then gives wrong data every time. With
  * II_EMU_STREAMS=random queues advance by chance, which also runs work earlier than a missing wait
  * would allow. */
-#include "emulate_internal.h"
+#include "kernels/emulate/emulate_internal.h"
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -139,7 +139,9 @@ void append_dependencies(const queue_ref &q, bool is_default) {
     const uint64_t position = other->queued;
     const bool wait = other->done < position;
     hold.unlock();
-    if (wait) append(*q, [other, position] { advance(*other, position); }, false);
+    if (wait)
+      append(
+          *q, [other, position] { advance(*other, position); }, false);
   }
 }
 
@@ -205,7 +207,9 @@ bool within_limits(const ii_emu_config &c) {
 
 } // namespace
 
-int current_device() { return device_of_thread; }
+int current_device() {
+  return device_of_thread;
+}
 
 int stream_device(cudaStream_t stream) {
   const queue_ref q = find_queue(stream);
@@ -268,7 +272,7 @@ void ii_emu_submit(const ii_emu_config &c, ii_emu_body *body) {
   push(
       q,
       [c, owned] {
-        launch l = {owned->kernel, c.name, c.file, c.line,
+        launch l = {owned->kernel, c.name,  c.file,         c.line,
                     c.grid,        c.block, c.shared_bytes, owned.get()};
         const double start = milliseconds();
         run_kernel(l);
@@ -293,7 +297,9 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int pr
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
   return cudaStreamCreateWithPriority(s, flags, 0);
 }
-cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithPriority(s, 0, 0); }
+cudaError_t cudaStreamCreate(cudaStream_t *s) {
+  return cudaStreamCreateWithPriority(s, 0, 0);
+}
 
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
   if (least) *least = 0;
@@ -338,14 +344,16 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
   if (!q || !event) return set_error(cudaErrorInvalidResourceHandle);
   const record r = last_record(event);
   if (!r.on || r.on == q) return cudaSuccess;
-  push(q, [r] { advance(*r.on, r.position); }, false);
+  push(
+      q, [r] { advance(*r.on, r.position); }, false);
   return cudaSuccess;
 }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t fn, void *data) {
   const queue_ref q = find_queue(s);
   if (!q || !fn) return set_error(cudaErrorInvalidResourceHandle);
-  push(q, [fn, data] { fn(data); }, false);
+  push(
+      q, [fn, data] { fn(data); }, false);
   return cudaSuccess;
 }
 
@@ -362,7 +370,9 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
   events[(void *)*e] = event;
   return cudaSuccess;
 }
-cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
+cudaError_t cudaEventCreate(cudaEvent_t *e) {
+  return cudaEventCreateWithFlags(e, 0);
+}
 
 cudaError_t cudaEventDestroy(cudaEvent_t e) {
   std::lock_guard<std::mutex> hold(tables);
@@ -377,7 +387,8 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
   r.on = q;
   r.when = std::make_shared<double>(0.0);
   const std::shared_ptr<double> when = r.when;
-  r.position = push(q, [when] { *when = milliseconds(); }, false);
+  r.position = push(
+      q, [when] { *when = milliseconds(); }, false);
   std::lock_guard<std::mutex> hold(tables);
   event->last = r;
   return cudaSuccess;
@@ -437,6 +448,8 @@ cudaError_t cudaGetLastError(void) {
   last_error = cudaSuccess;
   return e;
 }
-cudaError_t cudaPeekAtLastError(void) { return last_error; }
+cudaError_t cudaPeekAtLastError(void) {
+  return last_error;
+}
 
 } // extern "C"

@@ -5,9 +5,9 @@
  * warp. Running one warp until every lane waits, instead of round robin, is what makes missing
  * barriers visible: the last warp to reach a barrier goes on through the next phase while the
  * others have not read the last one's data yet. Random seeds also interrupt warps. */
-#include "emulate_internal.h"
-#include "emulate_warp_kinds.h"
-#include "fiber.h"
+#include "kernels/emulate/emulate_internal.h"
+#include "kernels/emulate/emulate_warp_kinds.h"
+#include "kernels/emulate/fiber.h"
 #include <stdlib.h>
 #include <string.h>
 #include <mutex>
@@ -56,7 +56,7 @@ fiber host, *current;
 ii_emu_body *body;
 long seed;
 uint64_t random_state;
-std::vector<uint3> indices; /* threadIdx by linear thread */
+std::vector<uint3> indices;       /* threadIdx by linear thread */
 std::vector<memory_range> shared; /* static variables of the kernel */
 std::vector<uint64_t> pair_storage;
 std::mutex kernel_lock;
@@ -116,8 +116,8 @@ std::string thread_name(int t) {
     }
     if (same & (bit - 1)) continue;
     char line[256];
-    snprintf(line, sizeof line, "\n  warp %d: lanes %08x wait for lanes %08x at %s:%d", t / 32, same,
-             o.mask & S.live[t / 32], o.file, o.line);
+    snprintf(line, sizeof line, "\n  warp %d: lanes %08x wait for lanes %08x at %s:%d", t / 32,
+             same, o.mask & S.live[t / 32], o.file, o.line);
     text += line;
   }
   if (S.waiting > 0) {
@@ -168,14 +168,22 @@ void release_barrier() {
 
 uint64_t reduce(int kind, uint64_t a, uint64_t b) {
   switch (kind) {
-  case II_EMU_WARP_ADD: return a + b;
-  case II_EMU_WARP_MIN_S: return (int32_t)a < (int32_t)b ? a : b;
-  case II_EMU_WARP_MAX_S: return (int32_t)a > (int32_t)b ? a : b;
-  case II_EMU_WARP_MIN_U: return (uint32_t)a < (uint32_t)b ? a : b;
-  case II_EMU_WARP_MAX_U: return (uint32_t)a > (uint32_t)b ? a : b;
-  case II_EMU_WARP_AND: return a & b;
-  case II_EMU_WARP_OR: return a | b;
-  default: return a ^ b;
+  case II_EMU_WARP_ADD:
+    return a + b;
+  case II_EMU_WARP_MIN_S:
+    return (int32_t)a < (int32_t)b ? a : b;
+  case II_EMU_WARP_MAX_S:
+    return (int32_t)a > (int32_t)b ? a : b;
+  case II_EMU_WARP_MIN_U:
+    return (uint32_t)a < (uint32_t)b ? a : b;
+  case II_EMU_WARP_MAX_U:
+    return (uint32_t)a > (uint32_t)b ? a : b;
+  case II_EMU_WARP_AND:
+    return a & b;
+  case II_EMU_WARP_OR:
+    return a | b;
+  default:
+    return a ^ b;
   }
 }
 
@@ -268,7 +276,7 @@ void finish_thread(int t) {
 
 /* Calls threads one after another; leaves for a thread that was waiting, or for the host when the
  * block is done. */
-void fiber_main() {
+__attribute__((no_sanitize_thread)) void fiber_main() {
   fiber_entered();
   for (;;) {
     body->run();
@@ -353,7 +361,9 @@ void start_launch(const launch &l) {
 
 } // namespace
 
-uint3 thread_index(int linear) { return indices[(size_t)linear]; }
+uint3 thread_index(int linear) {
+  return indices[(size_t)linear];
+}
 
 void run_kernel(const launch &l) {
   std::lock_guard<std::mutex> hold(kernel_lock);
@@ -432,9 +442,13 @@ uint64_t ii_emu_warp(int kind, unsigned mask, uint64_t value, int arg, const cha
   return o.result;
 }
 
-int ii_emu_lane(void) { return running.thread % 32; }
+int ii_emu_lane(void) {
+  return running.thread % 32;
+}
 
-void *ii_emu_dynamic_shared(void) { return running.dynamic_shared; }
+void *ii_emu_dynamic_shared(void) {
+  return running.dynamic_shared;
+}
 
 void ii_emu_trap(const char *file, int line) {
   report(false, "trap", "the kernel called __trap at %s:%d", file, line);

@@ -4,7 +4,7 @@
  * STT_FILE symbol *.cu, with address and size. No attribute would do: gcc ignores a section on
  * statics of templates. Needs a program that is not stripped and not built with LTO; kernels stand
  * in an anonymous namespace, without which AddressSanitizer does not guard their statics. */
-#include "emulate_internal.h"
+#include "kernels/emulate/emulate_internal.h"
 #include <cxxabi.h>
 #include <elf.h>
 #include <fcntl.h>
@@ -52,8 +52,8 @@ int find_range(dl_phdr_info *info, size_t, void *out) {
   return 1; /* the first is the program */
 }
 
-void read_symbols(program &p, const char *file, const ElfW(Shdr) *sections, int count,
-                  const ElfW(Shdr) &table) {
+void read_symbols(program &p, const char *file, const ElfW(Shdr) * sections, int count,
+                  const ElfW(Shdr) & table) {
   const ElfW(Sym) *symbol = (const ElfW(Sym) *)(file + table.sh_offset);
   const char *names = file + sections[table.sh_link].sh_offset;
   bool device_file = false;
@@ -174,7 +174,9 @@ bool in_image(const void *p) {
   return (uintptr_t)p >= image.low && (uintptr_t)p < image.high;
 }
 
-uintptr_t image_base() { return this_program().base; }
+uintptr_t image_base() {
+  return this_program().base;
+}
 
 std::string source_of(uintptr_t pc) {
   char path[4096], command[4400], line[1024];
@@ -188,7 +190,8 @@ std::string source_of(uintptr_t pc) {
   while (f && fgets(line, sizeof line, f)) {
     std::string text = line;
     if (!text.empty() && text.back() == '\n') text.pop_back();
-    /* Helpers that were inlined are listed from the innermost; the shim's own are of no interest. */
+    /* Helpers that were inlined are listed from the innermost; the shim's own are of no interest.
+     */
     if (text.find("kernels/emulate/emulate") == std::string::npos) all += "\n    " + text;
   }
   if (f) pclose(f);
