@@ -116,6 +116,17 @@ static void test_resume_exact_bf16(void **unused) {
                  "bf16");
 }
 
+/* Mixing and erasing depend on seed, epoch, batch and sample alone; the configuration is live. */
+static void test_resume_exact_mixed(void **unused) {
+  (void)unused;
+  double a[100], b[100];
+  resume_exactly(
+      (const char *const[]){"data.mixup=0.8", "data.cutmix=1", "data.erase_prob=0.5", NULL},
+      "mixed");
+  assert_int_equal(losses("whole_mixed", a), losses("whole_plain", b));
+  assert_true(a[0] != b[0]);
+}
+
 /* Recomputing blocks in backward must not change a bit. */
 static void test_activation_checkpointing(void **unused) {
   (void)unused;
@@ -415,6 +426,7 @@ static void test_validation_counts(void **unused) {
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_resume_exact),
                                      cmocka_unit_test(test_resume_exact_bf16),
+                                     cmocka_unit_test(test_resume_exact_mixed),
                                      cmocka_unit_test(test_activation_checkpointing),
                                      cmocka_unit_test(test_seed_matters),
                                      cmocka_unit_test(test_overfit),

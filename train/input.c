@@ -18,7 +18,8 @@ static void init_batch(ii_input *in, ii_input_batch *b, int64_t batch, int64_t s
   if (meta) b->meta = ii_tensor_persistent(c, II_F32, 2, values, II_MEM_INPUT);
   b->host_labels = malloc((size_t)batch * sizeof *b->host_labels);
   b->host_valid = malloc((size_t)batch);
-  if (!b->host_labels || !b->host_valid)
+  b->host_samples = malloc((size_t)batch * sizeof *b->host_samples);
+  if (!b->host_labels || !b->host_valid || !b->host_samples)
     ii_error_set(&c->err, II_ERR_MEMORY, "out of host memory for a batch");
   if (!in->transfers || !ii_ok(c)) return;
   engine_did(c, ii_transfer_init(&c->k, &b->transfer));
@@ -46,6 +47,7 @@ void ii_input_destroy(ii_input *in) {
     ii_tensor_free(b->meta);
     free(b->host_labels);
     free(b->host_valid);
+    free(b->host_samples);
   }
   *in = (ii_input){0};
 }
@@ -75,9 +77,9 @@ static ii_status fetch(ii_input *in, ii_loader *loader, ii_error *err) {
   to->epoch = b->epoch;
   to->index = b->index;
   to->failed = b->failed;
-  to->first_sample = b->count ? b->samples[0] : 0;
   memcpy(to->host_labels, b->labels, (size_t)b->count * sizeof *b->labels);
   memcpy(to->host_valid, b->valid, (size_t)b->count);
+  memcpy(to->host_samples, b->samples, (size_t)b->count * sizeof *b->samples);
   upload(c, &to->transfer, to->images, b->images, b->count);
   upload(c, &to->transfer, to->labels, b->labels, b->count);
   upload(c, &to->transfer, to->meta, b->meta, b->count);

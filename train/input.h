@@ -12,12 +12,12 @@
 typedef struct {
   int64_t epoch, index, count; /* as in ii_batch; count -1: the epoch of the loader is over */
   int64_t bad_files;           /* reported on the way to this batch */
-  int64_t first_sample;
   int64_t failed;
   ii_tensor *images, *labels; /* [count, size, size, 3] f32, [count] i32, on the device */
   ii_tensor *meta;            /* [count, II_META_VALUES] f32, or NULL */
   int32_t *host_labels;       /* [count], a copy */
   uint8_t *host_valid;        /* [count], a copy */
+  int64_t *host_samples;      /* [count], a copy: the data set's numbers of the images */
   ii_transfer transfer;
 } ii_input_batch;
 

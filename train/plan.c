@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include "autograd/tape.h"
 #include "train/input.h"
+#include "train/mix.h"
 #include "train/setup.h"
 
 /* One image through the model, counting. */
@@ -22,7 +23,7 @@ static void plan_step(ii_model *model, ii_optimizer *o, const ii_schedule *s,
   ii_ctx *c = o->params->ctx;
   c->training = c->recording = true;
   ii_tensor *logits = ii_model_forward(model, b->images, b->meta, NULL);
-  ii_tensor *loss = ii_smooth_cross_entropy(c, logits, b->labels, cfg->train.label_smoothing);
+  ii_tensor *loss = ii_mix_loss(c, cfg, &(ii_mix){.lam = 1}, logits, b->labels);
   ii_backward_seeded(c, loss, o->seed);
   ii_tape_reset(c);
   ii_optimizer_step(o, s, 0, NULL);

@@ -1,6 +1,7 @@
 /* The loop. */
 #include <string.h>
 #include "autograd/tape.h"
+#include "train/mix.h"
 #include "train/setup.h"
 #include "train/trainer_priv.h"
 
@@ -66,8 +67,9 @@ static void run_batch(ii_trainer *t, const ii_input_batch *b) {
   c->step = (uint64_t)t->state.step;
   c->draw = 0;
   ii_tensor *meta = t->cfg->model.meta_dims.count ? b->meta : NULL;
+  const ii_mix mix = ii_mix_apply(c, t->cfg, b->epoch, b->index, b->host_samples, b->images);
   ii_tensor *logits = ii_model_forward(t->model, b->images, meta, NULL);
-  ii_tensor *loss = ii_smooth_cross_entropy(c, logits, b->labels, t->cfg->train.label_smoothing);
+  ii_tensor *loss = ii_mix_loss(c, t->cfg, &mix, logits, b->labels);
   ii_optimizer_add_loss(&t->optimizer, loss, t->state.step);
   ii_backward_seeded(c, loss, t->optimizer.seed);
   ii_tape_reset(c);
@@ -95,7 +97,7 @@ static ii_status train_step(ii_trainer *t, ii_error *err) {
             (long long)b->index, (long long)b->epoch, (long long)s->batch, (long long)s->epoch);
   const int64_t count = b->count;
   s->bad_files += b->bad_files;
-  t->first_sample[s->step % II_LOOK_STEPS] = b->first_sample;
+  t->first_sample[s->step % II_LOOK_STEPS] = b->host_samples[0];
   /* what the last, shorter group of the epoch before has accumulated is dropped */
   if (s->batch == 0) ii_params_zero_grad(t->params);
   run_batch(t, b);

@@ -99,6 +99,7 @@ static ii_status open_context(ii_trainer *t, ii_error *err) {
   const ii_config *cfg = t->cfg;
   t->ctx = ii_ctx_open(&(ii_ctx_options){.device = t->o.device,
                                          .threads = (int)cfg->train.threads,
+                                         .deterministic = cfg->train.deterministic,
                                          .real = II_F32,
                                          .compute = ii_setup_compute(cfg, t->o.device),
                                          .seed = (uint64_t)cfg->train.seed},

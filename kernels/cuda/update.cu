@@ -54,7 +54,7 @@ __device__ __forceinline__ void sgd(const rules<R> &r, const factors<R> &f, R g,
 template <int V, int kind, typename R, typename L>
 __device__ __forceinline__ void piece(const ii_update_tensor &t, const rules<R> &r,
                                       const factors<R> &f, bool step, int64_t i) {
-  R p[V], g[V], m[V] = {}, v[V], e[V];
+  R p[V], g[V], m[V] = {}, v[V] = {}, e[V] = {};
   if (kind == II_UPDATE_SCALE) {
     R *at = static_cast<R *>(t.g) + i;
     ii_get(at, g);

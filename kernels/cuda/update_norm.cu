@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
   const ii_update_chunk c = chunks[blockIdx.x];
   const ii_update_tensor *t = tensors + c.tensor;
   const int64_t first = (int64_t)c.part * II_UPDATE_CHUNK, left = t->n - first;
-  const int n = (int)(left < II_UPDATE_CHUNK ? left : II_UPDATE_CHUNK);
+  const int n = left < II_UPDATE_CHUNK ? (int)left : (int)II_UPDATE_CHUNK;
   const R *g = static_cast<const R *>(t->g);
   R lane[V] = {};
   if (g) {
