@@ -194,7 +194,7 @@ int find_plan(ii_kctx *k, const ii_conv_problem *p, const ii_conv_plan **found) 
 int run_plan(ii_kctx *k, const ii_conv2d_args *a, ii_conv_direction direction, const void *x,
              const void *w, const void *y, bool *done) {
   const ii_conv_problem p = ii_conv_problem_of(a, direction, alignment(x, w, y));
-  const ii_conv_plan *plan;
+  const ii_conv_plan *plan = NULL;
   if (find_plan(k, &p, &plan)) return 1;
   if (!plan->plan) return 0;
   void *workspace = ii_cuda_scratch(k, II_SLOT_WORKSPACE, (size_t)plan->workspace);
