@@ -247,7 +247,12 @@ void check_devices() {
     cudaGetDevice(&other);
     EXPECT(other == 0); /* each thread has its own */
   }).join();
+  cudaStream_t there;
+  void *p;
+  EXPECT(cudaStreamCreate(&there) == cudaSuccess && cudaMalloc(&p, 4) == cudaSuccess);
   cudaSetDevice(0);
+  EXPECT(cudaMemsetAsync(p, 0, 4, there) == cudaSuccess); /* copies may go to any stream */
+  EXPECT(cudaStreamDestroy(there) == cudaSuccess && cudaFree(p) == cudaSuccess);
   EXPECT(cudaDeviceGetAttribute(&v, cudaDevAttrMultiProcessorCount, 0) == cudaSuccess &&
          v == prop.multiProcessorCount);
   EXPECT(!strcmp(cudaGetErrorName(cudaErrorInvalidValue), "cudaErrorInvalidValue"));

@@ -60,14 +60,19 @@ double milliseconds() {
   return duration<double, std::milli>(steady_clock::now().time_since_epoch()).count();
 }
 
+/* The default stream of a device; with the lock of the tables. */
+queue_ref default_queue(int device) {
+  while ((int)default_streams.size() <= device) {
+    default_streams.push_back(std::make_shared<queue>((int)default_streams.size(), true));
+  }
+  return default_streams[(size_t)device];
+}
+
 /* The queue of a stream; NULL when the handle is not a live stream. */
 queue_ref find_queue(cudaStream_t stream) {
   std::lock_guard<std::mutex> hold(tables);
   if (stream == NULL || stream == cudaStreamLegacy || stream == cudaStreamPerThread) {
-    while ((int)default_streams.size() <= device_of_thread) {
-      default_streams.push_back(std::make_shared<queue>((int)default_streams.size(), true));
-    }
-    return default_streams[(size_t)device_of_thread];
+    return default_queue(device_of_thread);
   }
   const auto at = streams.find((void *)stream);
   return at == streams.end() ? NULL : at->second;
@@ -126,20 +131,22 @@ uint64_t append(queue &q, std::function<void()> work, bool open) {
 }
 
 /* Work of the default stream comes after all that blocking streams hold, and theirs after its. */
-void append_dependencies(const queue_ref &q, bool is_default) {
+void append_dependencies(const queue_ref &q) {
   if (!q->blocking) return;
+  queue_ref first;
+  {
+    std::lock_guard<std::mutex> hold(tables);
+    first = default_queue(q->device);
+  }
   for (const queue_ref &other : queues_of(q->device, true)) {
-    bool other_is_default;
+    if (other == q || (q != first && other != first)) continue;
+    uint64_t position, done;
     {
-      std::lock_guard<std::mutex> hold(tables);
-      other_is_default = other == default_streams[(size_t)q->device];
+      std::lock_guard<std::mutex> hold(other->lock);
+      position = other->queued;
+      done = other->done;
     }
-    if (other == q || !(is_default || other_is_default)) continue;
-    std::unique_lock<std::mutex> hold(other->lock);
-    const uint64_t position = other->queued;
-    const bool wait = other->done < position;
-    hold.unlock();
-    if (wait)
+    if (done < position)
       append(
           *q, [other, position] { advance(*other, position); }, false);
   }
@@ -172,11 +179,7 @@ void advance_by_chance(int device) {
 
 /* Appends; runs what the mode of the streams says. Returns the position. */
 uint64_t push(const queue_ref &q, std::function<void()> work, bool open) {
-  const bool is_default = q == find_queue(NULL);
-  if (is_default || q->blocking) {
-    find_queue(NULL);
-    append_dependencies(q, is_default);
-  }
+  append_dependencies(q);
   const uint64_t position = append(*q, std::move(work), open);
   if (get_settings().streams == STREAMS_EAGER) advance(*q, position);
   if (get_settings().streams == STREAMS_RANDOM) advance_by_chance(q->device);
