@@ -239,6 +239,25 @@ void long_products(void **) {
     }
 }
 
+/* The same shape at addresses of every alignment: an algorithm for one must not serve another. */
+void misaligned_products(void **) {
+  for (const auto &t : TYPES)
+    for (int shift : {0, 1, 2, 4, 8, 0})
+      for (int trans = 0; trans < 4; trans++) {
+        product p = {};
+        p.ab = t[0];
+        p.c = t[1];
+        p.batch = 1 + trans % 2;
+        p.M = p.N = p.K = 16;
+        p.trans_a = trans & 1;
+        p.trans_b = trans & 2;
+        p.bias = true;
+        p.alpha = 1;
+        p.shift = shift;
+        run_product(p);
+      }
+}
+
 /* With K = 0 the product is zero; without rows, columns or matrices there is nothing to do. */
 void empty_products(void **) {
   const int64_t sizes[][4] = {{1, 7, 5, 0}, {3, 7, 5, 0}, {1, 0, 5, 7},
@@ -492,13 +511,19 @@ int main() {
     fprintf(stderr, "%s\n", engine.error);
     return 1;
   }
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(ragged_products), cmocka_unit_test(long_products),
-      cmocka_unit_test(empty_products),  cmocka_unit_test(high_stack),
-      cmocka_unit_test(many_shapes),     cmocka_unit_test(bias_without_epilogue),
-      cmocka_unit_test(wrong_types),     cmocka_unit_test(linear_layers),
-      cmocka_unit_test(linear_parts),    cmocka_unit_test(stacked_products),
-      cmocka_unit_test(sums_of_columns), cmocka_unit_test(sums_of_integers)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(ragged_products),
+                                     cmocka_unit_test(long_products),
+                                     cmocka_unit_test(misaligned_products),
+                                     cmocka_unit_test(empty_products),
+                                     cmocka_unit_test(high_stack),
+                                     cmocka_unit_test(many_shapes),
+                                     cmocka_unit_test(bias_without_epilogue),
+                                     cmocka_unit_test(wrong_types),
+                                     cmocka_unit_test(linear_layers),
+                                     cmocka_unit_test(linear_parts),
+                                     cmocka_unit_test(stacked_products),
+                                     cmocka_unit_test(sums_of_columns),
+                                     cmocka_unit_test(sums_of_integers)};
   const int failed = cmocka_run_group_tests(tests, NULL, NULL);
   ii_engine_close(&engine);
   return failed;
