@@ -15,6 +15,7 @@
 #include "autograd/rng.h"
 #include "autograd/tape.h"
 #include "kernels/device.h"
+#include "op_guard.h"
 #include "train/mix.h"
 
 #define FOLDER II_TEST_DATA "/golden/augment/"
@@ -434,6 +435,56 @@ static void rectangles_outside_are_refused(void **state) {
     }
 }
 
+/* Ragged and empty sizes, through the guards: nothing outside is written, all of the targets is,
+ * odd addresses give the same bits. The results are compared between the engines. */
+static void guarded_sizes(void **state) {
+  static const int64_t sizes[][4] = {{1, 3, 3, 3}, {2, 1, 1, 1},   {4, 8, 8, 4}, {5, 7, 5, 3},
+                                     {7, 3, 9, 5}, {2, 33, 31, 3}, {0, 4, 4, 3}, {4, 0, 3, 3}};
+  static const ii_erase_rect all[] = {{0, 0, 0, 2, 3, 1, {{1, 2}, {3, 4}}},
+                                      {0, 1, 1, 1, 2, 2, {{1, 2}, {3, 4}}},
+                                      {1, 2, 0, 1, 0, 1, {{1, 2}, {4, 4}}},
+                                      {3, 0, 0, 7, 5, 1, {{1, 2}, {5, 4}}}};
+  static double x[2][8192], t[2][1024];
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+    for (int cutmix = 0; cutmix < 2; cutmix++)
+      for (int device = 0; device < engines(); device++) {
+        const int64_t *s = sizes[i], n = s[0] * s[1] * s[2] * s[3], classes = 7 + 300 * (i == 5);
+        const ii_dtype real = i % 2 ? II_F64 : II_F32;
+        ii_ctx *c = open_on((ii_device)device, real);
+        int32_t own[8];
+        for (int k = 0; k < 8; k++) own[k] = 6 - k % 7;
+        for (int64_t k = 0; k < n; k++) x[device][k] = (double)(k * 37 % 101) / 8;
+        ii_tensor *images = ii_tensor_new(c, real, 4, s);
+        ii_tensor *l = ii_tensor_from_host(c, II_I32, 1, s, own);
+        ii_tensor *targets = ii_tensor_new(c, real, 2, (int64_t[]){s[0], classes});
+        ii_tensor_write_f64(c, images, x[device]);
+        ii_mix_batch_args a = {.real = real, .N = s[0], .H = s[1], .W = s[2], .C = s[3]};
+        a.cutmix = cutmix, a.lam = 0.3, a.y1 = s[1] / 2, a.x0 = s[2] / 3, a.x1 = s[2];
+        a.x = ii_data(images);
+        ii_mix_targets_args b = {.real = real, .N = s[0], .C = classes, .lam = 0.3};
+        b.smoothing = 0.1, b.labels = ii_data(l), b.targets = ii_data(targets);
+        ii_erase_args e = {.real = real, .N = s[0], .H = s[1], .W = s[2], .C = s[3]};
+        e.mode = (ii_erase_mode)(i % 3), e.rects = all, e.x = ii_data(images);
+        e.count = s[0] > 3 && s[1] > 6 ? 4 : 0;
+        ii_guard_on(true);
+        ii_run_mix_batch(c, &a);
+        ii_run_mix_targets(c, &b);
+        ii_run_erase(c, &e);
+        ii_guard_on(false);
+        ii_tensor_read_f64(c, images, x[device]);
+        ii_tensor_read_f64(c, targets, t[device]);
+        for (int64_t k = 0; device && k < n; k++)
+          if (!(fabs(x[0][k] - x[1][k]) <= 2e-6))
+            fail_msg("sizes %d, cutmix %d: element %lld is %.9g and %.9g", (int)i, cutmix,
+                     (long long)k, x[0][k], x[1][k]);
+        for (int64_t k = 0; device && k < s[0] * classes; k++) assert_true(t[0][k] == t[1][k]);
+        done(c);
+      }
+  assert_true(ii_guard_checked(II_KERNEL_mix_batch) > 0);
+  assert_true(ii_guard_checked(II_KERNEL_mix_targets) > 0);
+  assert_true(ii_guard_checked(II_KERNEL_erase) > 0);
+}
+
 /* ---- The whole step ---- */
 
 /* -sum t log softmax(x) of one row, smoothed targets. */
@@ -521,6 +572,7 @@ int main(void) {
       cmocka_unit_test(modes),
       cmocka_unit_test(same_noise_on_every_engine),
       cmocka_unit_test(rectangles_outside_are_refused),
+      cmocka_unit_test(guarded_sizes),
       cmocka_unit_test(loss_of_a_mixture),
       cmocka_unit_test(pixels_and_targets_agree),
   };

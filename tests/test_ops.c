@@ -313,7 +313,8 @@ static void kernel_without_guarded_run(void **state) {
   };
   for (int i = 0; i < II_K_COUNT; i++) {
     bool other = i == II_K_keep || i == II_K_shift || i == II_K_update_norm ||
-                 i == II_K_update_control || i == II_K_update_apply || i == II_K_loss_add;
+                 i == II_K_update_control || i == II_K_update_apply || i == II_K_loss_add ||
+                 i == II_K_mix_batch || i == II_K_mix_targets || i == II_K_erase;
     if (!other && !ii_guard_checked(i)) fail_msg("kernel %s was never checked", names[i]);
   }
 }
