@@ -5,11 +5,26 @@
 #include <string.h>
 #include "data/dataset_build.h"
 
+ii_status ii_names_add(ii_names *n, const char *name, ii_error *err) {
+  II_TRY(ii_dataset_grow(&n->names, &n->capacity, n->count + 1, sizeof *n->names, err));
+  n->names[n->count] = strdup(name);
+  if (!n->names[n->count]) return ii_error_set(err, II_ERR_MEMORY, "no memory for file names");
+  n->count++;
+  return II_OK;
+}
+
+void ii_names_free(ii_names *n) {
+  for (int64_t i = 0; i < n->count; i++) free(n->names[i]);
+  free(n->names);
+  *n = (ii_names){0};
+}
+
 void ii_dataset_free(ii_dataset *d) {
   if (!d) return;
-  for (int64_t i = 0; i < d->classes.count; i++) free(d->classes.names[i]);
-  free(d->classes.names);
+  ii_packed_free(d->packed);
+  ii_names_free(&d->classes);
   free(d->root);
+  free(d->kept);
   free(d->text);
   free(d->name_at);
   free(d->label);
@@ -19,7 +34,7 @@ void ii_dataset_free(ii_dataset *d) {
 }
 
 int64_t ii_dataset_size(const ii_dataset *d) {
-  return d->count;
+  return d->kept ? d->kept_count : d->count;
 }
 int64_t ii_dataset_num_classes(const ii_dataset *d) {
   return d->num_classes;
@@ -39,29 +54,52 @@ int64_t ii_dataset_ignored(const ii_dataset *d, const char **first) {
   return d->ignored;
 }
 
-static void check_index(const ii_dataset *d, int64_t i) {
-  II_ASSERT(i >= 0 && i < d->count, "image %lld of %lld", (long long)i, (long long)d->count);
+/* Which of the stored images is image i. */
+static int64_t stored(const ii_dataset *d, int64_t i) {
+  II_ASSERT(i >= 0 && i < ii_dataset_size(d), "image %lld of %lld", (long long)i,
+            (long long)ii_dataset_size(d));
+  return d->kept ? d->kept[i] : i;
 }
 
 int32_t ii_dataset_label(const ii_dataset *d, int64_t i) {
-  check_index(d, i);
-  return d->label[i];
+  return d->label[stored(d, i)];
+}
+
+/* lengths were checked when the data set was read */
+void ii_dataset_name(const ii_dataset *d, int64_t i, char *out) {
+  i = stored(d, i);
+  const char *name = d->text + d->name_at[i];
+  if (d->in_class_folders)
+    snprintf(out, II_PATH_MAX, "%s/%s", d->classes.names[d->label[i]], name);
+  else
+    snprintf(out, II_PATH_MAX, "%s", name);
 }
 
 void ii_dataset_path(const ii_dataset *d, int64_t i, char *out) {
-  check_index(d, i);
-  const char *name = d->text + d->name_at[i];
-  /* lengths were checked when the data set was read */
-  if (d->classes.names)
-    snprintf(out, II_PATH_MAX, "%s/%s/%s", d->root, d->classes.names[d->label[i]], name);
-  else if (name[0] == '/')
+  char name[II_PATH_MAX];
+  ii_dataset_name(d, i, name);
+  if (!d->packed && name[0] == '/')
     snprintf(out, II_PATH_MAX, "%s", name);
-  else
-    snprintf(out, II_PATH_MAX, "%s/%s", d->root, name);
+  else if (snprintf(out, II_PATH_MAX, "%s%c%s", d->root, d->packed ? ':' : '/', name) < 0)
+    out[0] = 0;
+}
+
+ii_status ii_dataset_read(const ii_dataset *d, int64_t i, ii_bytes *buffer, const uint8_t **bytes,
+                          int64_t *n, ii_error *err) {
+  char path[II_PATH_MAX];
+  if (d->packed) return ii_packed_read(d, stored(d, i), buffer, bytes, n, err);
+  ii_dataset_path(d, i, path);
+  II_TRY(ii_bytes_read(buffer, path, err));
+  *bytes = buffer->data, *n = buffer->size;
+  return II_OK;
+}
+
+const ii_place *ii_dataset_place(const ii_dataset *d, int64_t i) {
+  return d->place ? &d->place[stored(d, i)] : NULL;
 }
 
 void ii_dataset_meta(const ii_dataset *d, int64_t i, float out[II_META_VALUES]) {
-  check_index(d, i);
+  i = stored(d, i);
   memset(out, 0, II_META_VALUES * sizeof *out);
   if (!d->place) return;
   ii_place p = d->place[i];

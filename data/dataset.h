@@ -1,12 +1,12 @@
-/* Which images there are and what their labels are; no pixels.
+/* Which images there are, what their labels are, and their bytes as stored; no pixels.
  *
- * Two kinds: a folder with one sub-folder per class, and a list file. Reading is done once; after
- * that a dataset is constant and may be used from any thread. */
+ * Kinds: a folder with one sub-folder per class, a list file, a pack (data/pack.h). Opening is done
+ * once; after that a dataset is constant and may be used from any thread. */
 #ifndef II_DATASET_H
 #define II_DATASET_H
 #include <stdbool.h>
 #include <stdint.h>
-#include "autograd/error.h"
+#include "data/image.h"
 
 typedef struct ii_dataset ii_dataset;
 
@@ -45,8 +45,19 @@ int64_t ii_dataset_ignored(const ii_dataset *dataset, const char **first);
 
 int32_t ii_dataset_label(const ii_dataset *dataset, int64_t i); /* 0 <= i < size */
 
-/* Writes the path of image i to out (II_PATH_MAX bytes). */
+/* Writes the path of image i to out (II_PATH_MAX bytes); in a pack, "pack:name". */
 void ii_dataset_path(const ii_dataset *dataset, int64_t i, char *out);
+
+/* Writes the name of image i to out (II_PATH_MAX bytes): what identifies it inside the data set,
+ * the same in a folder (<class>/<file>) or list (the path in it) and in a pack made of it. */
+void ii_dataset_name(const ii_dataset *dataset, int64_t i, char *out);
+
+/* The bytes of image i as they are stored: *bytes [*n] points into *buffer (overwritten, memory
+ * reused) or, for a pack held in memory, into that; valid until either is used again or freed. From
+ * any thread. Images of packs are checked against their checksum. Errors (they name the image):
+ * II_ERR_IO, II_ERR_FORMAT (empty, too large, damaged), II_ERR_MEMORY. */
+ii_status ii_dataset_read(const ii_dataset *dataset, int64_t i, ii_bytes *buffer,
+                          const uint8_t **bytes, int64_t *n, ii_error *err);
 
 /* The 7 numbers the iNaturalist model takes beside image i: temporal [sin, cos of 2 pi month / 12,
  * 0, 0] and spatial [cos lat cos lon, cos lat sin lon, sin lat]. Zeros stand for a missing month,

@@ -1,7 +1,7 @@
 /* Inside of a dataset, for the files that build it. Not for other folders. */
 #ifndef II_DATASET_BUILD_H
 #define II_DATASET_BUILD_H
-#include "data/dataset.h"
+#include "data/skip_list.h"
 
 typedef struct {
   char **names;
@@ -13,12 +13,34 @@ typedef struct {
   float lat, lon; /* degrees; NaN: missing */
 } ii_place;
 
+/* The images of a packed data set: where each lies. */
+typedef struct {
+  int fd;
+  char *path;
+  int64_t bytes;         /* of the file */
+  const uint8_t *memory; /* the whole file, or NULL */
+  int memory_fd;
+} ii_shard;
+
+typedef struct {
+  ii_shard *shards;
+  int64_t shard_count;
+  int32_t *shard;       /* [count] */
+  int64_t *at;          /* [count]: in the shard's file */
+  uint32_t *size, *crc; /* [count] */
+} ii_packed;
+
 struct ii_dataset {
-  char *root;
-  ii_names classes; /* names NULL for a list file */
+  char *root; /* folder, or the pack's file */
+  ii_packed *packed;
+  int64_t *kept; /* [kept_count]: with a skip list, which of the images below there are; or NULL */
+  int64_t kept_count;
+  ii_skip_result skip;
+  ii_names classes;      /* names NULL for a list file */
+  bool in_class_folders; /* the names below are those inside the class's folder */
   int64_t num_classes;
-  int64_t count, capacity;
-  char *text; /* all file names, one after the other, each with its end */
+  int64_t count, capacity; /* images read */
+  char *text;              /* all file names, one after the other, each with its end */
   int64_t text_size, text_capacity;
   int64_t *name_at; /* [count]: where in text */
   int32_t *label;   /* [count] */
@@ -34,5 +56,17 @@ ii_status ii_dataset_add(ii_dataset *d, const char *name, int32_t label, const i
 
 /* Makes *p (of *capacity elements) hold at least n, keeping the content. Errors: II_ERR_MEMORY. */
 ii_status ii_dataset_grow(void *p, int64_t *capacity, int64_t n, size_t element, ii_error *err);
+
+/* Adds a name, copied. Errors: II_ERR_MEMORY. */
+ii_status ii_names_add(ii_names *names, const char *name, ii_error *err);
+void ii_names_free(ii_names *names); /* *names is {0} again */
+
+/* Month, latitude and longitude of image i; NULL when the data set has none. */
+const ii_place *ii_dataset_place(const ii_dataset *d, int64_t i);
+
+/* The bytes of stored image i (not counted through `kept`), as ii_dataset_read. */
+ii_status ii_packed_read(const ii_dataset *d, int64_t i, ii_bytes *buffer, const uint8_t **bytes,
+                         int64_t *n, ii_error *err);
+void ii_packed_free(ii_packed *packed); /* NULL is allowed */
 
 #endif

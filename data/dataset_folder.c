@@ -7,20 +7,6 @@
 #include <sys/stat.h>
 #include "data/dataset_build.h"
 
-static ii_status names_add(ii_names *n, const char *name, ii_error *err) {
-  II_TRY(ii_dataset_grow(&n->names, &n->capacity, n->count + 1, sizeof *n->names, err));
-  n->names[n->count] = strdup(name);
-  if (!n->names[n->count]) return ii_error_set(err, II_ERR_MEMORY, "no memory for file names");
-  n->count++;
-  return II_OK;
-}
-
-static void names_free(ii_names *n) {
-  for (int64_t i = 0; i < n->count; i++) free(n->names[i]);
-  free(n->names);
-  *n = (ii_names){0};
-}
-
 static int by_bytes(const void *a, const void *b) {
   return strcmp(*(char *const *)a, *(char *const *)b);
 }
@@ -66,7 +52,7 @@ static ii_status list_open(ii_dataset *d, DIR *stream, const char *dir, bool fol
     if (entry->d_name[0] == '.') continue;
     entry_kind kind = kind_of(dir, entry);
     bool wanted = folders ? kind == KIND_FOLDER : kind == KIND_FILE && is_image_name(entry->d_name);
-    II_TRY(wanted ? names_add(out, entry->d_name, err) : ignore(d, dir, entry->d_name, err));
+    II_TRY(wanted ? ii_names_add(out, entry->d_name, err) : ignore(d, dir, entry->d_name, err));
   }
   if (errno)
     return ii_error_set(err, II_ERR_IO, "cannot read the folder '%s': %s", dir, strerror(errno));
@@ -105,7 +91,7 @@ static ii_status add_class(ii_dataset *d, int32_t label, ii_error *err) {
   ii_names files = {0};
   ii_status status = list(d, dir, false, &files, err);
   if (status == II_OK) status = add_files(d, label, dir, &files, err);
-  names_free(&files);
+  ii_names_free(&files);
   return status;
 }
 
@@ -119,6 +105,7 @@ static ii_status build(ii_dataset *d, const char *dir, ii_error *err) {
   if (d->classes.count > INT32_MAX)
     return ii_error_set(err, II_ERR_FORMAT, "too many classes in '%s'", dir);
   d->num_classes = d->classes.count;
+  d->in_class_folders = true;
   for (int32_t c = 0; c < (int32_t)d->num_classes; c++) II_TRY(add_class(d, c, err));
   return II_OK;
 }

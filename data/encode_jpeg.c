@@ -16,7 +16,8 @@ static void fail(j_common_ptr c) {
   longjmp(((encoder *)c->client_data)->jump, 1);
 }
 
-static bool encode(encoder *e, FILE *file, const uint8_t *rgb, int64_t w, int64_t h, int quality) {
+static bool encode(encoder *e, uint8_t **out, unsigned long *n, const uint8_t *rgb, int64_t w,
+                   int64_t h, int quality) {
   e->jpeg.err = jpeg_std_error(&e->err);
   e->err.error_exit = fail;
   e->jpeg.client_data = e;
@@ -26,7 +27,7 @@ static bool encode(encoder *e, FILE *file, const uint8_t *rgb, int64_t w, int64_
   }
   jpeg_create_compress(&e->jpeg);
   e->jpeg.client_data = e;
-  jpeg_stdio_dest(&e->jpeg, file);
+  jpeg_mem_dest(&e->jpeg, out, n);
   e->jpeg.image_width = (JDIMENSION)w;
   e->jpeg.image_height = (JDIMENSION)h;
   e->jpeg.input_components = 3;
@@ -44,16 +45,32 @@ static bool encode(encoder *e, FILE *file, const uint8_t *rgb, int64_t w, int64_
   return true;
 }
 
-ii_status ii_image_write_jpeg(const char *path, const uint8_t *rgb, int64_t w, int64_t h,
-                              int quality, ii_error *err) {
+ii_status ii_image_encode_jpeg(const uint8_t *rgb, int64_t w, int64_t h, int quality, uint8_t **out,
+                               int64_t *n, ii_error *err) {
   II_ASSERT(w > 0 && h > 0 && w <= JPEG_MAX_DIMENSION && h <= JPEG_MAX_DIMENSION, "%lld x %lld",
             (long long)w, (long long)h);
+  encoder e = {0};
+  unsigned long size = 0;
+  *out = NULL;
+  if (!encode(&e, out, &size, rgb, w, h, quality)) {
+    free(*out);
+    *out = NULL;
+    return ii_error_set(err, II_ERR_MEMORY, "no memory to write a JPEG image");
+  }
+  *n = (int64_t)size;
+  return II_OK;
+}
+
+ii_status ii_image_write_jpeg(const char *path, const uint8_t *rgb, int64_t w, int64_t h,
+                              int quality, ii_error *err) {
+  uint8_t *bytes;
+  int64_t n;
   FILE *file = fopen(path, "wb");
   if (!file) return ii_error_set(err, II_ERR_IO, "cannot write '%s': %s", path, strerror(errno));
-  encoder e = {0};
-  bool good = encode(&e, file, rgb, w, h, quality);
+  ii_status s = ii_image_encode_jpeg(rgb, w, h, quality, &bytes, &n, err);
+  bool good = s != II_OK || fwrite(bytes, 1, (size_t)n, file) == (size_t)n;
+  if (s == II_OK) free(bytes);
   if (fclose(file) != 0 || !good)
-    return ii_error_set(err, II_ERR_IO, "cannot write '%s': %s", path,
-                        errno ? strerror(errno) : "the JPEG library refused");
-  return II_OK;
+    return ii_error_set(err, II_ERR_IO, "cannot write '%s': %s", path, strerror(errno));
+  return s;
 }

@@ -8,12 +8,11 @@
 #include "data/loader.h"
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
+#include "data/parallel.h"
 
 #define MAX_BAD_RUN 50
 #define MAX_THREADS 1024
@@ -146,11 +145,11 @@ static bool open_next(ii_loader *l) {
 static ii_status load_sample(worker *w, int64_t sample, int64_t keyed_by, int64_t epoch,
                              float *out) {
   const ii_loader_config *c = &w->loader->config;
-  char path[II_PATH_MAX];
+  const uint8_t *bytes;
+  int64_t n;
   ii_error_clear(&w->error);
-  ii_dataset_path(c->dataset, sample, path);
-  II_TRY(ii_bytes_read(&w->file, path, &w->error));
-  II_TRY(ii_image_decode(w->decoder, w->file.data, w->file.size, &c->decode, &w->image, &w->error));
+  II_TRY(ii_dataset_read(c->dataset, sample, &w->file, &bytes, &n, &w->error));
+  II_TRY(ii_image_decode(w->decoder, bytes, n, &c->decode, &w->image, &w->error));
   ii_rng rng = ii_rng_make(c->seed, II_RNG_AUGMENT, (uint64_t)epoch, (uint64_t)keyed_by);
   return ii_transform_apply(w->transformer, &c->transform, &w->image, &rng, out, &w->error);
 }
@@ -284,13 +283,6 @@ static ii_status start_worker(ii_loader *l, worker *w, ii_error *err) {
 
 /* ---- making and freeing ---- */
 
-static int cpu_count(void) {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-  long n = sysconf(_SC_NPROCESSORS_ONLN); /* more processors than the set has room for */
-  return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
-}
-
 static ii_status check(const ii_loader_config *c, ii_error *err) {
   II_TRY(ii_transform_check(&c->transform, err));
   if (c->batch < 1 || c->batch > 1000000)
@@ -360,7 +352,7 @@ static ii_status start(ii_loader *l, ii_error *err) {
   const ii_loader_config *c = &l->config;
   int64_t size = ii_dataset_size(c->dataset), global = c->batch * c->world;
   l->per_epoch = c->drop_last ? size / global : (size + global - 1) / global;
-  l->threads = c->threads > 0 ? c->threads : cpu_count();
+  l->threads = c->threads > 0 ? c->threads : ii_parallel_processors();
   /* long runs spare locking, short ones keep all threads busy to the end of a batch */
   l->run = c->batch / (4 * l->threads);
   l->run = l->run < 1 ? 1 : l->run > 16 ? 16 : l->run;

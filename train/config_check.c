@@ -71,9 +71,10 @@ static ii_status check_head(const ii_config *cfg, ii_error *err) {
     return ii_error_set(err, II_ERR_ARG,
                         "model.meta_dims must be [4, 3], the numbers list files give for time and "
                         "place, or []");
-  if (meta->count != 0 && cfg->data.format != ii_data_format_list)
+  if (meta->count != 0 && cfg->data.format == ii_data_format_folder)
     return ii_error_set(err, II_ERR_ARG,
-                        "model.meta_dims needs data.format = list: image folders have no metadata");
+                        "model.meta_dims needs data.format = list (or a pack made of lists): image "
+                        "folders have no metadata");
   if (cfg->model.num_classes == 1)
     return ii_error_set(err, II_ERR_ARG, "model.num_classes = 1 leaves nothing to learn");
   return II_OK;
@@ -87,6 +88,8 @@ static ii_status check_data(const ii_config *cfg, ii_error *err) {
   if (cfg->data.format == ii_data_format_list && (!*cfg->data.train_list || !*cfg->data.val_list))
     return ii_error_set(err, II_ERR_ARG,
                         "data.format = list needs data.train_list and data.val_list");
+  if (cfg->data.in_memory && cfg->data.format != ii_data_format_packed)
+    return ii_error_set(err, II_ERR_ARG, "data.in_memory goes with data.format = packed");
   if (cfg->data.batch_size == 1 && cfg->data.img_size <= 32 && !cfg->model.use_clip_projector)
     return ii_error_set(err, II_ERR_ARG,
                         "data.batch_size = 1 with data.img_size = %lld gives the batch norm of the "

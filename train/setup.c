@@ -1,15 +1,43 @@
 #include "train/setup.h"
+#include <stdio.h>
 #include <string.h>
+#include "data/skip_list.h"
+#include "data/source.h"
+
+/* A file named in the configuration: relative to data.root. */
+static void path_of(const ii_config *cfg, const char *name, char *out, size_t size) {
+  if (name[0] == '/')
+    snprintf(out, size, "%s", name);
+  else
+    snprintf(out, size, "%s/%s", cfg->data.root, name);
+}
 
 static ii_status open_dataset(const ii_config *cfg, bool train, ii_dataset **d, ii_error *err) {
-  char path[2 * II_CONFIG_STRING + 8];
-  const char *root = cfg->data.root, *list = train ? cfg->data.train_list : cfg->data.val_list;
-  if (cfg->data.format == ii_data_format_folder) {
-    snprintf(path, sizeof path, "%s/%s", root, train ? "train" : "val");
-    return ii_dataset_open_folder(path, d, err);
+  char path[2 * II_CONFIG_STRING + 8], skip[2 * II_CONFIG_STRING + 8];
+  ii_source s = {.path = path,
+                 .root = cfg->data.root,
+                 .num_classes = cfg->model.num_classes,
+                 .in_memory = cfg->data.in_memory};
+  switch (cfg->data.format) {
+  case ii_data_format_folder:
+    s.kind = II_SOURCE_FOLDER;
+    path_of(cfg, train ? "train" : "val", path, sizeof path);
+    break;
+  case ii_data_format_list:
+    s.kind = II_SOURCE_LIST;
+    path_of(cfg, train ? cfg->data.train_list : cfg->data.val_list, path, sizeof path);
+    break;
+  case ii_data_format_packed:
+    s.kind = II_SOURCE_PACKED;
+    path_of(cfg, train ? "train.h5" : "val.h5", path, sizeof path);
+    break;
   }
-  snprintf(path, sizeof path, "%s/%s", root, list);
-  return ii_dataset_open_list(list[0] == '/' ? list : path, root, cfg->model.num_classes, d, err);
+  /* an evaluation without its bad images would be that of another data set */
+  if (train && *cfg->data.skip_list) {
+    path_of(cfg, cfg->data.skip_list, skip, sizeof skip);
+    s.skip_list = skip;
+  }
+  return ii_source_open(&s, d, err);
 }
 
 ii_status ii_setup_dataset(const ii_config *cfg, bool train, ii_dataset **d, ii_error *err) {
@@ -24,9 +52,10 @@ ii_status ii_setup_dataset(const ii_config *cfg, bool train, ii_dataset **d, ii_
   if (cfg->model.meta_dims.count && !ii_dataset_has_meta(*d)) {
     ii_dataset_free(*d);
     *d = NULL;
-    return ii_error_set(err, II_ERR_ARG,
-                        "model.meta_dims needs list files with month, latitude "
-                        "and longitude");
+    return ii_error_set(
+        err, II_ERR_ARG,
+        "model.meta_dims needs images with month, latitude and longitude, from list "
+        "files or packs made of them");
   }
   return II_OK;
 }
@@ -158,6 +187,14 @@ ii_status ii_setup_classes(ii_config *cfg, const ii_dataset *d, const ii_say *sa
   if (ignored)
     ii_say_line(say, II_SAY_WARNING, "%lld files that are not images were left out, e.g. %s",
                 (long long)ignored, first);
+  const ii_skip_result *skip = ii_dataset_skip_result(d);
+  if (skip->listed)
+    ii_say_line(say, II_SAY_NOTE, "data.skip_list: %lld images left out", (long long)skip->skipped);
+  if (skip->changed || skip->unknown)
+    ii_say_line(say, II_SAY_WARNING,
+                "data.skip_list: %lld of its images have changed since and are used, %lld are not "
+                "in the data set; scan it again",
+                (long long)skip->changed, (long long)skip->unknown);
   if (wanted == 0) {
     if (found > II_CONFIG_CLASSES)
       return ii_error_set(err, II_ERR_ARG,

@@ -82,7 +82,7 @@ static ii_status open_data(ii_trainer *t, ii_error *err) {
   II_TRY(ii_setup_dataset(cfg, true, &t->train_set, err));
   II_TRY(ii_setup_classes(cfg, t->train_set, &t->say, err));
   II_TRY(ii_setup_dataset(cfg, false, &t->val_set, err));
-  if (cfg->data.format == ii_data_format_folder &&
+  if (ii_dataset_class_name(t->train_set, 0) && ii_dataset_class_name(t->val_set, 0) &&
       ii_dataset_check_same_classes(t->train_set, t->val_set, err) != II_OK)
     return ii_error_prefix(err, "%.300s/train and val", cfg->data.root);
   const int64_t classes = cfg->model.num_classes;
