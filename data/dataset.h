@@ -17,9 +17,34 @@ typedef struct ii_dataset ii_dataset;
  * label is the rank), files are in byte order within a class. Files are taken when they are regular
  * and end, in any case, in .jpg .jpeg .jpe .jfif or .png (what is inside is found at decoding);
  * everything else is counted, see ii_dataset_ignored. Names beginning with '.' are not looked at.
- * Errors: II_ERR_IO (folder missing or unreadable), II_ERR_FORMAT (no class, a class without
- * images), II_ERR_MEMORY. */
-ii_status ii_dataset_open_folder(const char *dir, ii_dataset **dataset, ii_error *err);
+ * With a class list (NULL: none; a text file with a name per line, or .json {"name": label}) it
+ * says what the classes and their labels are: those without a folder have no images, and folders
+ * that are not on it are left out and counted. Errors: II_ERR_IO (folder missing or unreadable),
+ * II_ERR_FORMAT (no class, a class without images), II_ERR_MEMORY. */
+ii_status ii_dataset_open_folder(const char *dir, const char *class_list, ii_dataset **dataset,
+                                 ii_error *err);
+
+/* The flat validation folder of ImageNet-1K. truth says which image has which class: the folder
+ * `data` of the development kit (meta.mat and ILSVRC2012_validation_ground_truth.txt), or a text
+ * file with an image and its synset (n01440764) per line, such as LOC_val_solution.csv. Classes are
+ * the synsets that occur, in byte order, as in the training folder; images are in the order of
+ * truth. Errors, with the line: II_ERR_IO, II_ERR_FORMAT, II_ERR_MEMORY. */
+ii_status ii_dataset_open_imagenet_val(const char *dir, const char *truth, ii_dataset **dataset,
+                                       ii_error *err);
+
+/* Looks for truth below root where it is after unpacking: ILSVRC2012_devkit_t12/data, devkit/data,
+ * data, LOC_val_solution.csv, val_truth.txt. out has II_PATH_MAX bytes. Returns whether it is
+ * there.
+ */
+bool ii_imagenet_find_truth(const char *root, char *out);
+
+/* iNaturalist 2018: json is train2018.json or val2018.json, locations (NULL: no metadata) the file
+ * with the dates and places of the same images, root where the file names start. Labels are the
+ * ranks of the categories in json; images, annotations and locations belong together by position,
+ * and must agree in their ids where they have them. Errors: II_ERR_IO, II_ERR_FORMAT,
+ * II_ERR_MEMORY. */
+ii_status ii_dataset_open_inat(const char *json, const char *locations, const char *root,
+                               ii_dataset **dataset, ii_error *err);
 
 /* List file: one image per line, `path label` or `path label month lat lon`, all lines alike.
  * Fields are separated by tabs if the line has a tab (then paths may contain spaces), else by

@@ -5,7 +5,7 @@
 #include <strings.h>
 #include <stdio.h>
 #include <sys/stat.h>
-#include "data/dataset_build.h"
+#include "data/class_list.h"
 
 static int by_bytes(const void *a, const void *b) {
   return strcmp(*(char *const *)a, *(char *const *)b);
@@ -95,25 +95,66 @@ static ii_status add_class(ii_dataset *d, int32_t label, ii_error *err) {
   return status;
 }
 
-static ii_status build(ii_dataset *d, const char *dir, ii_error *err) {
-  d->root = strdup(dir);
-  if (!d->root) return ii_error_set(err, II_ERR_MEMORY, "no memory for file names");
-  II_TRY(list(d, dir, true, &d->classes, err));
+static ii_status add_listed_class(ii_dataset *d, ii_names *found, int32_t c, ii_error *err) {
+  const char *name = d->classes.names[c];
+  char **at = found->count ? bsearch(&name, found->names, (size_t)found->count,
+                                     sizeof *found->names, by_bytes)
+                           : NULL;
+  return at ? add_class(d, c, err) : II_OK;
+}
+
+/* Sub-folders that are not on the list; both in byte order. */
+static ii_status ignore_others(ii_dataset *d, const ii_names *found, ii_error *err) {
+  const size_t n = (size_t)d->classes.count;
+  ii_status s = II_OK;
+  char **sorted = malloc(n * sizeof *sorted);
+  if (!sorted) return ii_error_set(err, II_ERR_MEMORY, "no memory for class names");
+  memcpy(sorted, d->classes.names, n * sizeof *sorted);
+  qsort(sorted, n, sizeof *sorted, by_bytes);
+  for (int64_t i = 0; s == II_OK && i < found->count; i++)
+    if (!bsearch(&found->names[i], sorted, n, sizeof *sorted, by_bytes))
+      s = ignore(d, d->root, found->names[i], err);
+  free(sorted);
+  return s;
+}
+
+static ii_status add_listed_classes(ii_dataset *d, const char *class_list, ii_error *err) {
+  ii_names found = {0};
+  ii_status s = ii_class_list_read(class_list, &d->classes, err);
+  d->num_classes = d->classes.count;
+  if (s == II_OK) s = list(d, d->root, true, &found, err);
+  if (s == II_OK) s = ignore_others(d, &found, err);
+  for (int32_t c = 0; s == II_OK && c < (int32_t)d->num_classes; c++)
+    s = add_listed_class(d, &found, c, err);
+  ii_names_free(&found);
+  if (s == II_OK && d->count == 0)
+    s = ii_error_set(err, II_ERR_FORMAT, "none of the classes of '%s' has a folder in '%s'",
+                     class_list, d->root);
+  return s;
+}
+
+static ii_status add_all_classes(ii_dataset *d, ii_error *err) {
+  II_TRY(list(d, d->root, true, &d->classes, err));
   if (d->classes.count == 0)
     return ii_error_set(err, II_ERR_FORMAT,
-                        "the folder '%s' has no sub-folders; it needs one for each class", dir);
+                        "the folder '%s' has no sub-folders; it needs one for each class", d->root);
   if (d->classes.count > INT32_MAX)
-    return ii_error_set(err, II_ERR_FORMAT, "too many classes in '%s'", dir);
+    return ii_error_set(err, II_ERR_FORMAT, "too many classes in '%s'", d->root);
   d->num_classes = d->classes.count;
-  d->in_class_folders = true;
   for (int32_t c = 0; c < (int32_t)d->num_classes; c++) II_TRY(add_class(d, c, err));
   return II_OK;
 }
 
-ii_status ii_dataset_open_folder(const char *dir, ii_dataset **dataset, ii_error *err) {
+ii_status ii_dataset_open_folder(const char *dir, const char *class_list, ii_dataset **dataset,
+                                 ii_error *err) {
   ii_dataset *d = calloc(1, sizeof *d);
-  if (!d) return ii_error_set(err, II_ERR_MEMORY, "no memory for a data set");
-  ii_status status = build(d, dir, err);
+  if (d) d->root = strdup(dir);
+  if (!d || !d->root) {
+    ii_dataset_free(d);
+    return ii_error_set(err, II_ERR_MEMORY, "no memory for a data set");
+  }
+  d->in_class_folders = true;
+  ii_status status = class_list ? add_listed_classes(d, class_list, err) : add_all_classes(d, err);
   if (status != II_OK)
     ii_dataset_free(d);
   else

@@ -64,8 +64,8 @@ void ii_bytes_free(ii_bytes *buffer);
 
 /* The same as ii_image_write_jpeg in new memory: *out [*n], freed by the caller.
  * Errors: II_ERR_MEMORY; then *out is NULL. */
-ii_status ii_image_encode_jpeg(const uint8_t *rgb, int64_t w, int64_t h, int quality,
-                               uint8_t **out, int64_t *n, ii_error *err);
+ii_status ii_image_encode_jpeg(const uint8_t *rgb, int64_t w, int64_t h, int quality, uint8_t **out,
+                               int64_t *n, ii_error *err);
 
 /* Writes w x h RGB pixels as a baseline JPEG (4:2:0, ISLOW) of the given quality 1..100.
  * Errors: II_ERR_IO with the file's name. */

@@ -5,15 +5,20 @@
 
 typedef enum {
   II_SOURCE_NONE,
-  II_SOURCE_FOLDER, /* path: folder with one sub-folder per class */
-  II_SOURCE_LIST,   /* path: list file, root: where its paths start */
-  II_SOURCE_PACKED  /* path: NAME.h5 */
+  II_SOURCE_FOLDER,       /* path: folder with one sub-folder per class */
+  II_SOURCE_LIST,         /* path: list file, root: where its paths start */
+  II_SOURCE_PACKED,       /* path: NAME.h5 */
+  II_SOURCE_IMAGENET_VAL, /* path: flat folder */
+  II_SOURCE_INAT          /* path: train2018.json or val2018.json, root: where its paths start */
 } ii_source_kind;
 
 typedef struct {
   ii_source_kind kind;
   const char *path;
-  const char *root;      /* NULL: the folder of the list file */
+  const char *root;      /* NULL: the folder of the list or JSON file */
+  const char *classes;   /* folder: class list; NULL: the folders are the classes */
+  const char *truth;     /* flat ImageNet: of ii_dataset_open_imagenet_val; NULL: search above */
+  const char *locations; /* iNaturalist: NULL for none */
   const char *skip_list; /* NULL: none */
   int64_t num_classes;   /* list: as in ii_dataset_open_list */
   bool in_memory;        /* packed: as in ii_dataset_open_packed */

@@ -16,6 +16,7 @@ typedef struct {
   char **names; /* of the checkpoint's classes */
   int64_t n_names;
   int32_t *label_of; /* the model's class for each class of the data */
+  int32_t *columns;  /* of ii_setup_columns */
 } evaluation;
 
 ii_status ii_eval_config(const char *name, const char *checkpoint, ii_config *cfg, ii_error *err) {
@@ -66,9 +67,12 @@ static ii_status open_data(evaluation *e, ii_error *err) {
       return ii_error_set(
           err, II_ERR_ARG, "model.num_classes = %lld, but %s was trained on %lld classes",
           (long long)e->cfg.model.num_classes, e->o->checkpoint, (long long)e->n_names);
+    /* the classes of a column map have names of their own */
+    if (*e->cfg.data.val_columns) return ii_setup_columns(&e->cfg, e->set, &e->columns, err);
     return map_by_name(e, err);
   }
-  return ii_setup_classes(&e->cfg, e->set, &e->o->say, err);
+  II_TRY(ii_setup_classes(&e->cfg, e->set, &e->o->say, err));
+  return ii_setup_columns(&e->cfg, e->set, &e->columns, err);
 }
 
 /* ---- model -----------------------------------------------------------------------------------*/
@@ -153,6 +157,8 @@ static ii_status run(evaluation *e, ii_eval_result *r, ii_error *err) {
   r->class_names = copy_names(e, r->classes);
   const ii_validate_options v = {.img_size = e->cfg.data.img_size,
                                  .label_of = e->label_of,
+                                 .columns = e->columns,
+                                 .column_count = ii_dataset_num_classes(e->set),
                                  .class_images = r->class_images,
                                  .class_correct = r->class_correct,
                                  .say = e->o->say,
@@ -174,6 +180,7 @@ ii_status ii_eval_run(const ii_eval_options *o, ii_eval_result *r, ii_error *err
   ii_h5_close(e->file);
   free(e->names);
   free(e->label_of);
+  free(e->columns);
   free(e);
   if (s != II_OK) ii_eval_free(r);
   return s;

@@ -49,7 +49,7 @@ static int setup(void **state) {
       draw(path, c, i);
     }
   }
-  return ii_dataset_open_folder(root, &set, &err) == II_OK ? 0 : -1;
+  return ii_dataset_open_folder(root, NULL, &set, &err) == II_OK ? 0 : -1;
 }
 
 static int teardown(void **state) {

@@ -53,7 +53,7 @@ static int setup(void **state) {
     }
   }
   snprintf(pack, sizeof pack, "%s/pack.h5", root);
-  return ii_dataset_open_folder(in_root("set"), &folder, &err) == II_OK ? 0 : -1;
+  return ii_dataset_open_folder(in_root("set"), NULL, &folder, &err) == II_OK ? 0 : -1;
 }
 
 static int teardown(void **state) {

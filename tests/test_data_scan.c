@@ -258,7 +258,7 @@ static int setup(void **state) {
       expected[k * EACH + i] = (kinds[k].make ? kinds[k].make : plain)(i, path);
     }
   }
-  return ii_dataset_open_folder(in_root("set"), &set, &err) == II_OK ? 0 : -1;
+  return ii_dataset_open_folder(in_root("set"), NULL, &set, &err) == II_OK ? 0 : -1;
 }
 
 static int teardown(void **state) {
@@ -381,7 +381,7 @@ static void test_training_with_the_list(void **state) {
   ii_dataset *d;
   assert_int_equal(ii_scan_write_list(set, &r, in_root("skip.txt"), &err), II_OK);
   assert_int_equal(train_epoch(set, false), r.bad_count); /* each exactly once */
-  assert_int_equal(ii_dataset_open_folder(in_root("set"), &d, &err), II_OK);
+  assert_int_equal(ii_dataset_open_folder(in_root("set"), NULL, &d, &err), II_OK);
   if (ii_dataset_skip(d, in_root("skip.txt"), &err) != II_OK) fail_msg("%s", err.text);
   const ii_skip_result *s = ii_dataset_skip_result(d);
   assert_true(s->listed == r.bad_count && s->skipped == r.bad_count && !s->changed && !s->unknown);
@@ -406,7 +406,7 @@ static void test_list_is_older_than_the_data(void **state) {
   put(in_root("two/x/2.jpg"), (const uint8_t *)"bad", 3);
   put(in_root("two/x/3.jpg"), (const uint8_t *)"", 0);
   ii_scan_report r;
-  assert_int_equal(ii_dataset_open_folder(in_root("two"), &d, &err), II_OK);
+  assert_int_equal(ii_dataset_open_folder(in_root("two"), NULL, &d, &err), II_OK);
   assert_int_equal(ii_scan(d, &(ii_scan_options){0}, &r, &err), II_OK);
   assert_int_equal(r.bad_count, 2);
   assert_int_equal(ii_scan_write_list(d, &r, in_root("two.txt"), &err), II_OK);
@@ -416,7 +416,7 @@ static void test_list_is_older_than_the_data(void **state) {
   fprintf(f, "x/9.jpg\t12\t00000000\tgone since\n");
   fclose(f);
   plain(1, in_root("two/x/2.jpg"));
-  assert_int_equal(ii_dataset_open_folder(in_root("two"), &d, &err), II_OK);
+  assert_int_equal(ii_dataset_open_folder(in_root("two"), NULL, &d, &err), II_OK);
   assert_int_equal(ii_dataset_skip(d, in_root("two.txt"), &err), II_OK);
   const ii_skip_result *s = ii_dataset_skip_result(d);
   assert_true(s->listed == 3 && s->skipped == 1 && s->changed == 1 && s->unknown == 1);
@@ -426,7 +426,7 @@ static void test_list_is_older_than_the_data(void **state) {
                                       "x/1.jpg\t5\t123\tshort\n", "\t5\t00000000\n"};
   for (int i = 0; i < 5; i++) {
     put(in_root("two.txt"), (const uint8_t *)wrong[i], (int64_t)strlen(wrong[i]));
-    assert_int_equal(ii_dataset_open_folder(in_root("two"), &d, &err), II_OK);
+    assert_int_equal(ii_dataset_open_folder(in_root("two"), NULL, &d, &err), II_OK);
     assert_int_equal(ii_dataset_skip(d, in_root("two.txt"), &err), II_ERR_FORMAT);
     assert_non_null(strstr(err.text, "two.txt:1: expected"));
     ii_error_clear(&err);

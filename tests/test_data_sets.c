@@ -46,7 +46,7 @@ static ii_status open_folder(const char *name, ii_dataset **d, ii_error *err) {
   *d = NULL;
   ii_error_clear(err);
   snprintf(path, sizeof path, "%s/%s", root, name);
-  return ii_dataset_open_folder(path, d, err);
+  return ii_dataset_open_folder(path, NULL, d, err);
 }
 
 static void test_folder(void **state) {

@@ -372,7 +372,7 @@ static void test_bad_images(void **unused) {
  * --------------------------------------------------------*/
 
 /* ii_validate over batches that do not divide the set equals one forward pass per image, ranked by
- * sorting. */
+ * sorting; over all outputs, and over four of them in another order. */
 static void test_validation_counts(void **unused) {
   (void)unused;
   ii_config cfg;
@@ -395,6 +395,13 @@ static void test_validation_counts(void **unused) {
   assert_int_equal(ii_validate(model, all, &o, &got, &err), II_OK);
   assert_true(c->training);
   c->training = false;
+  static const int32_t columns[] = {6, 2, 0, 5};
+  ii_accuracy some;
+  const ii_validate_options of_some = {
+      .img_size = 32, .title = "test", .columns = columns, .column_count = 4};
+  assert_int_equal(ii_validate(model, all, &of_some, &some, &err), II_OK);
+  int64_t top1_of_some = 0;
+  double loss_of_some = 0;
   l.batch = 1;
   assert_int_equal(ii_loader_new(&l, &single, &err), II_OK);
   int64_t n = 0, top1 = 0, top5 = 0;
@@ -408,6 +415,12 @@ static void test_validation_counts(void **unused) {
     for (int k = 0; k < 7; k++) better += y[k] > y[b->labels[0]];
     for (int k = 0; k < 7; k++) sum += exp(y[k]);
     loss += log(sum) - y[b->labels[0]];
+    const double mine = y[columns[b->labels[0]]];
+    int above = 0;
+    sum = 0;
+    for (int k = 0; k < 4; k++) above += y[columns[k]] > mine, sum += exp(y[columns[k]]);
+    top1_of_some += above < 1;
+    loss_of_some += log(sum) - mine;
     top1 += better < 1;
     top5 += better < 5;
   }
@@ -416,6 +429,9 @@ static void test_validation_counts(void **unused) {
   assert_int_equal(got.correct1, top1);
   assert_int_equal(got.correct5, top5);
   assert_true(fabs(got.loss - loss / 12) < 1e-6);
+  assert_int_equal(some.correct1, top1_of_some);
+  assert_int_equal(some.correct5, 12);
+  assert_true(fabs(some.loss - loss_of_some / 12) < 1e-6);
   ii_loader_free(all);
   ii_loader_free(single);
   ii_model_destroy(model);

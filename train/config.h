@@ -47,6 +47,14 @@ typedef struct {
     ii_##section##_##name##_##c,                                                                   \
     ii_##section##_##name##_##d                                                                    \
   };
+#define II_ENUM5(section, name, def, a, b, c, d, e, help)                                          \
+  enum {                                                                                           \
+    ii_##section##_##name##_##a,                                                                   \
+    ii_##section##_##name##_##b,                                                                   \
+    ii_##section##_##name##_##c,                                                                   \
+    ii_##section##_##name##_##d,                                                                   \
+    ii_##section##_##name##_##e                                                                    \
+  };
 #define II_INTS(section, name, nmin, nmax, min, max, def, help)
 #define II_DOUBLES(section, name, nmin, nmax, min, max, def, help)
 #include "train/options.def"
@@ -59,6 +67,7 @@ typedef struct {
 #undef II_ENUM2
 #undef II_ENUM3
 #undef II_ENUM4
+#undef II_ENUM5
 #undef II_INTS
 #undef II_DOUBLES
 
@@ -74,6 +83,7 @@ typedef struct {
 #define II_ENUM2(section, name, def, a, b, help)                   int name;
 #define II_ENUM3(section, name, def, a, b, c, help)                int name;
 #define II_ENUM4(section, name, def, a, b, c, d, help)             int name;
+#define II_ENUM5(section, name, def, a, b, c, d, e, help)          int name;
 #define II_INTS(section, name, nmin, nmax, min, max, def, help)    ii_int_list name;
 #define II_DOUBLES(section, name, nmin, nmax, min, max, def, help) ii_double_list name;
 typedef struct {
@@ -88,6 +98,7 @@ typedef struct {
 #undef II_ENUM2
 #undef II_ENUM3
 #undef II_ENUM4
+#undef II_ENUM5
 #undef II_INTS
 #undef II_DOUBLES
 

@@ -71,10 +71,11 @@ static ii_status check_head(const ii_config *cfg, ii_error *err) {
     return ii_error_set(err, II_ERR_ARG,
                         "model.meta_dims must be [4, 3], the numbers list files give for time and "
                         "place, or []");
-  if (meta->count != 0 && cfg->data.format == ii_data_format_folder)
+  if (meta->count != 0 &&
+      (cfg->data.format == ii_data_format_folder || cfg->data.format == ii_data_format_imagenet))
     return ii_error_set(err, II_ERR_ARG,
-                        "model.meta_dims needs data.format = list (or a pack made of lists): image "
-                        "folders have no metadata");
+                        "model.meta_dims needs data.format = list or inat2018 (or a pack made of "
+                        "them): image folders have no metadata");
   if (cfg->model.num_classes == 1)
     return ii_error_set(err, II_ERR_ARG, "model.num_classes = 1 leaves nothing to learn");
   return II_OK;
@@ -88,6 +89,13 @@ static ii_status check_data(const ii_config *cfg, ii_error *err) {
   if (cfg->data.format == ii_data_format_list && (!*cfg->data.train_list || !*cfg->data.val_list))
     return ii_error_set(err, II_ERR_ARG,
                         "data.format = list needs data.train_list and data.val_list");
+  const bool folders =
+      cfg->data.format == ii_data_format_folder || cfg->data.format == ii_data_format_imagenet;
+  if (*cfg->data.class_list && !folders)
+    return ii_error_set(err, II_ERR_ARG,
+                        "data.class_list goes with data.format = folder or imagenet");
+  if (*cfg->data.ground_truth && cfg->data.format != ii_data_format_imagenet)
+    return ii_error_set(err, II_ERR_ARG, "data.ground_truth goes with data.format = imagenet");
   if (cfg->data.in_memory && cfg->data.format != ii_data_format_packed)
     return ii_error_set(err, II_ERR_ARG, "data.in_memory goes with data.format = packed");
   if (cfg->data.batch_size == 1 && cfg->data.img_size <= 32 && !cfg->model.use_clip_projector)

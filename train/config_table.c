@@ -21,6 +21,8 @@
   II_ROW(s, n, II_KIND_ENUM, .def = #d, .choices = {#a, #b, #c}, .help = h)
 #define II_ENUM4(s, n, e, a, b, c, d, h)                                                           \
   II_ROW(s, n, II_KIND_ENUM, .def = #e, .choices = {#a, #b, #c, #d}, .help = h)
+#define II_ENUM5(s, n, x, a, b, c, d, e, h)                                                        \
+  II_ROW(s, n, II_KIND_ENUM, .def = #x, .choices = {#a, #b, #c, #d, #e}, .help = h)
 #define II_INTS(s, n, n0, n1, lo, hi, d, h)                                                        \
   II_ROW(s, n, II_KIND_INTS, .def = d, .nmin = n0, .nmax = n1, .min = lo, .max = hi, .help = h)
 #define II_DOUBLES(s, n, n0, n1, lo, hi, d, h)                                                     \
@@ -37,6 +39,7 @@ const ii_option ii_config_options[] = {
 #undef II_ENUM2
 #undef II_ENUM3
 #undef II_ENUM4
+#undef II_ENUM5
 #undef II_INTS
 #undef II_DOUBLES
 const int64_t ii_config_option_count = sizeof ii_config_options / sizeof *ii_config_options;
@@ -54,6 +57,7 @@ static const struct {
 #define II_ENUM2(s, n, d, a, b, h)
 #define II_ENUM3(s, n, d, a, b, c, h)
 #define II_ENUM4(s, n, e, a, b, c, d, h)
+#define II_ENUM5(s, n, x, a, b, c, d, e, h)
 #define II_INTS(s, n, n0, n1, lo, hi, d, h)
 #define II_DOUBLES(s, n, n0, n1, lo, hi, d, h)
 #include "train/options.def"

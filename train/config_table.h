@@ -20,7 +20,7 @@ typedef struct {
   const char *def;        /* as written in the table: "5e-4", "4, 4, 18, 4", ... */
   double min, max;        /* of the number, or of each element of a list */
   int64_t nmin, nmax;     /* number of elements of a list */
-  const char *choices[5]; /* of an enum; NULL after the last */
+  const char *choices[6]; /* of an enum; NULL after the last */
 } ii_option;
 
 extern const ii_option ii_config_options[]; /* in the order of options.def */

@@ -1,6 +1,11 @@
 #include "train/setup.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include "data/skip_list.h"
 #include "data/source.h"
 
@@ -12,31 +17,73 @@ static void path_of(const ii_config *cfg, const char *name, char *out, size_t si
     snprintf(out, size, "%s/%s", cfg->data.root, name);
 }
 
-static ii_status open_dataset(const ii_config *cfg, bool train, ii_dataset **d, ii_error *err) {
-  char path[2 * II_CONFIG_STRING + 8], skip[2 * II_CONFIG_STRING + 8];
-  ii_source s = {.path = path,
-                 .root = cfg->data.root,
-                 .num_classes = cfg->model.num_classes,
-                 .in_memory = cfg->data.in_memory};
-  switch (cfg->data.format) {
-  case ii_data_format_folder:
-    s.kind = II_SOURCE_FOLDER;
-    path_of(cfg, train ? "train" : "val", path, sizeof path);
-    break;
-  case ii_data_format_list:
-    s.kind = II_SOURCE_LIST;
-    path_of(cfg, train ? cfg->data.train_list : cfg->data.val_list, path, sizeof path);
-    break;
-  case ii_data_format_packed:
-    s.kind = II_SOURCE_PACKED;
-    path_of(cfg, train ? "train.h5" : "val.h5", path, sizeof path);
-    break;
+enum { PATH_SIZE = 2 * II_CONFIG_STRING + 40 };
+
+/* Whether the folder has a sub-folder. */
+static bool has_folders(const char *path) {
+  bool found = false;
+  DIR *dir = opendir(path);
+  for (const struct dirent *e; dir && !found && (e = readdir(dir)) != NULL;) {
+    struct stat st;
+    if (e->d_name[0] == '.' || e->d_type == DT_REG) continue;
+    found = fstatat(dirfd(dir), e->d_name, &st, 0) == 0 && S_ISDIR(st.st_mode);
+  }
+  if (dir) closedir(dir);
+  return found;
+}
+
+/* Which data set the configuration names. The texts of *s are the buffers. */
+typedef struct {
+  char path[PATH_SIZE], skip[PATH_SIZE], classes[PATH_SIZE], truth[PATH_SIZE], places[PATH_SIZE];
+} source_texts;
+
+static void find_source(const ii_config *cfg, bool train, source_texts *t, ii_source *s) {
+  const bool inat = cfg->data.format == ii_data_format_inat2018;
+  const char *part = train ? "train" : "val", *name = part;
+  char file[II_CONFIG_STRING + 24];
+  *s = (ii_source){.path = t->path,
+                   .root = cfg->data.root,
+                   .num_classes = cfg->model.num_classes,
+                   .in_memory = cfg->data.in_memory};
+  if (cfg->data.format == ii_data_format_list)
+    name = train ? cfg->data.train_list : cfg->data.val_list;
+  snprintf(file, sizeof file, "%s%s", name,
+           cfg->data.format == ii_data_format_packed ? ".h5"
+           : inat                                    ? "2018.json"
+                                                     : "");
+  path_of(cfg, file, t->path, sizeof t->path);
+  static const ii_source_kind kinds[] = {II_SOURCE_FOLDER, II_SOURCE_LIST, II_SOURCE_PACKED,
+                                         II_SOURCE_FOLDER, II_SOURCE_INAT};
+  s->kind = kinds[cfg->data.format];
+  if (cfg->data.format == ii_data_format_imagenet && !train && !has_folders(t->path))
+    s->kind = II_SOURCE_IMAGENET_VAL;
+  if (inat && cfg->model.meta_dims.count) {
+    snprintf(file, sizeof file, "%s2018_locations.json", part);
+    path_of(cfg, file, t->places, sizeof t->places);
+    s->locations = t->places;
+  }
+  /* with data.val_columns the validation images have classes of their own */
+  const bool own_classes = !train && *cfg->data.val_columns;
+  if (own_classes) s->num_classes = 0;
+  if (*cfg->data.class_list && !own_classes) {
+    path_of(cfg, cfg->data.class_list, t->classes, sizeof t->classes);
+    s->classes = t->classes;
+  }
+  if (*cfg->data.ground_truth) {
+    path_of(cfg, cfg->data.ground_truth, t->truth, sizeof t->truth);
+    s->truth = t->truth;
   }
   /* an evaluation without its bad images would be that of another data set */
   if (train && *cfg->data.skip_list) {
-    path_of(cfg, cfg->data.skip_list, skip, sizeof skip);
-    s.skip_list = skip;
+    path_of(cfg, cfg->data.skip_list, t->skip, sizeof t->skip);
+    s->skip_list = t->skip;
   }
+}
+
+static ii_status open_dataset(const ii_config *cfg, bool train, ii_dataset **d, ii_error *err) {
+  ii_source s;
+  source_texts texts;
+  find_source(cfg, train, &texts, &s);
   return ii_source_open(&s, d, err);
 }
 
@@ -217,4 +264,37 @@ ii_status ii_setup_classes(ii_config *cfg, const ii_dataset *d, const ii_say *sa
                 "images; --set model.num_classes=0 takes the number of the data set",
                 (long long)found, (long long)wanted, (long long)found);
   return II_OK;
+}
+
+ii_status ii_setup_columns(const ii_config *cfg, const ii_dataset *d, int32_t **columns,
+                           ii_error *err) {
+  char path[PATH_SIZE];
+  const int64_t n = ii_dataset_num_classes(d);
+  *columns = NULL;
+  if (!*cfg->data.val_columns) return II_OK;
+  path_of(cfg, cfg->data.val_columns, path, sizeof path);
+  FILE *f = fopen(path, "r");
+  if (!f)
+    return ii_error_set(err, II_ERR_IO, "data.val_columns: cannot open '%s': %s", path,
+                        strerror(errno));
+  int32_t *v = calloc((size_t)n + 1, sizeof *v);
+  int64_t lines = 0;
+  long long column;
+  ii_status s = v ? II_OK : ii_error_set(err, II_ERR_MEMORY, "out of host memory");
+  for (int got; s == II_OK && (got = fscanf(f, "%lld", &column)) != EOF; lines++)
+    if (got != 1 || column < 0 || column >= cfg->model.num_classes)
+      s = ii_error_set(err, II_ERR_FORMAT, "%s:%lld: expected the number of an output in 0..%lld",
+                       path, (long long)lines + 1, (long long)cfg->model.num_classes - 1);
+    else if (lines < n)
+      v[lines] = (int32_t)column;
+  fclose(f);
+  if (s == II_OK && lines != n)
+    s = ii_error_set(err, II_ERR_FORMAT,
+                     "'%s' has %lld lines, the validation images have %lld classes", path,
+                     (long long)lines, (long long)n);
+  if (s != II_OK)
+    free(v);
+  else
+    *columns = v;
+  return s;
 }

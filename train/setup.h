@@ -32,4 +32,10 @@ ii_optimizer_options ii_setup_optimizer(const ii_config *cfg);
 ii_status ii_setup_classes(ii_config *cfg, const ii_dataset *dataset, const ii_say *say,
                            ii_error *err);
 
+/* data.val_columns: the output of each class of the validation images, in new memory freed by the
+ * caller; NULL when the key is not set. model.num_classes must be known. Errors: II_ERR_IO,
+ * II_ERR_FORMAT (with the line; not as many as classes). */
+ii_status ii_setup_columns(const ii_config *cfg, const ii_dataset *dataset, int32_t **columns,
+                           ii_error *err);
+
 #endif

@@ -82,12 +82,16 @@ static ii_status open_data(ii_trainer *t, ii_error *err) {
   II_TRY(ii_setup_dataset(cfg, true, &t->train_set, err));
   II_TRY(ii_setup_classes(cfg, t->train_set, &t->say, err));
   II_TRY(ii_setup_dataset(cfg, false, &t->val_set, err));
-  if (ii_dataset_class_name(t->train_set, 0) && ii_dataset_class_name(t->val_set, 0) &&
+  II_TRY(ii_setup_columns(cfg, t->val_set, &t->val_columns, err));
+  if (!t->val_columns && ii_dataset_class_name(t->train_set, 0) &&
+      ii_dataset_class_name(t->val_set, 0) &&
       ii_dataset_check_same_classes(t->train_set, t->val_set, err) != II_OK)
     return ii_error_prefix(err, "%.300s/train and val", cfg->data.root);
   const int64_t classes = cfg->model.num_classes;
   /* outputs beyond the classes of the data have no names */
-  if (ii_dataset_class_name(t->train_set, 0) && ii_dataset_num_classes(t->train_set) == classes) {
+  II_TRY(ii_setup_columns(cfg, t->val_set, &t->val_columns, err));
+  if (!t->val_columns && ii_dataset_class_name(t->train_set, 0) &&
+      ii_dataset_num_classes(t->train_set) == classes) {
     t->classes = calloc((size_t)classes, sizeof *t->classes);
     if (!t->classes) return ii_error_set(err, II_ERR_MEMORY, "out of host memory");
     for (int64_t i = 0; i < classes; i++) t->classes[i] = ii_dataset_class_name(t->train_set, i);
@@ -332,6 +336,7 @@ void ii_trainer_close(ii_trainer *t) {
   if (t->ctx) ii_ctx_close(t->ctx);
   ii_dataset_free(t->train_set);
   ii_dataset_free(t->val_set);
+  free(t->val_columns);
   free(t->classes);
   free(t->config_text);
   if (t->log) fclose(t->log);

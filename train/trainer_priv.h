@@ -26,6 +26,7 @@ struct ii_trainer {
   FILE *log;
   ii_say say; /* to the caller and to the log file */
   ii_dataset *train_set, *val_set;
+  int32_t *val_columns; /* of ii_setup_columns */
   ii_loader *loader;
   ii_ctx *ctx;
   ii_input input; /* room 0: not there yet */

@@ -47,6 +47,8 @@ static ii_status measure(ii_trainer *t, bool ema, ii_accuracy *a, ii_error *err)
   ii_input_loader_memory(&l, t->ctx);
   II_TRY(ii_loader_new(&l, &loader, err));
   const ii_validate_options o = {.img_size = t->cfg->data.img_size,
+                                 .columns = t->val_columns,
+                                 .column_count = ii_dataset_num_classes(t->val_set),
                                  .stop = t->o.stop,
                                  .say = t->say,
                                  .title = ema ? "validation of the average" : "validation"};

@@ -44,16 +44,29 @@ static ii_tensor *forward(ii_model *model, const ii_input_batch *b) {
   return ii_model_forward(model, b->images, meta, NULL);
 }
 
-static void count_batch(const ii_input_batch *b, const double *logits, int64_t classes,
-                        const ii_validate_options *o, ii_accuracy *r) {
+/* The outputs that take part, in the order of the data set's classes. */
+static void pick_columns(const double *row, const ii_validate_options *o, double *out) {
+  for (int64_t i = 0; i < o->column_count; i++) out[i] = row[o->columns[i]];
+}
+
+/* picked: room for the outputs that take part. */
+static void count_batch(const ii_input_batch *b, const double *logits, double *picked,
+                        int64_t classes, const ii_validate_options *o, ii_accuracy *r) {
+  const int32_t *label_of = o->columns ? o->columns : o->label_of;
   for (int64_t i = 0; i < b->count; i++) {
-    int64_t label = o->label_of ? o->label_of[b->host_labels[i]] : b->host_labels[i];
+    int64_t label = label_of ? label_of[b->host_labels[i]] : b->host_labels[i];
     double nll = 0;
     bool top1 = false;
     II_ASSERT(label >= 0 && label < classes, "label %lld of %lld classes", (long long)label,
               (long long)classes);
     if (b->host_valid[i]) {
-      score(logits + i * classes, classes, label, r, &nll, &top1);
+      const double *row = logits + i * classes;
+      if (o->columns) {
+        pick_columns(row, o, picked);
+        score(picked, o->column_count, b->host_labels[i], r, &nll, &top1);
+      } else {
+        score(row, classes, label, r, &nll, &top1);
+      }
       r->loss += nll;
     }
     if (o->class_images) o->class_images[label]++;
@@ -75,7 +88,8 @@ static bool one_batch(ii_model *model, ii_loader *loader, ii_input *in, double *
   if (ii_input_ahead(in, loader, err) != II_OK) return false;
   if (y) ii_tensor_read_f64(c, y, logits);
   ii_tape_reset(c);
-  if (ii_ok(c)) count_batch(b, logits, classes, o, r);
+  if (ii_ok(c))
+    count_batch(b, logits, logits + ii_loader_batch_size(loader) * classes, classes, o, r);
   return ii_ok(c);
 }
 
@@ -107,8 +121,8 @@ static ii_status measure(ii_model *model, ii_loader *loader, const ii_validate_o
   ii_ctx *c = ii_model_params(model)->ctx;
   const int64_t batch = ii_loader_batch_size(loader);
   ii_input in;
-  double *logits =
-      malloc((size_t)(batch * ii_model_get_config(model)->num_classes) * sizeof *logits);
+  const int64_t values = batch * ii_model_get_config(model)->num_classes;
+  double *logits = malloc((size_t)(values + o->column_count) * sizeof *logits);
   if (!logits) return ii_error_set(err, II_ERR_MEMORY, "out of host memory for the logits");
   ii_status s = ii_input_init(&in, c, batch, o->img_size, ii_loader_has_meta(loader));
   if (s == II_OK)

@@ -24,8 +24,12 @@ double ii_top1(const ii_accuracy *a);
 double ii_top5(const ii_accuracy *a);
 
 typedef struct {
-  int64_t img_size;                  /* side of the loader's images */
-  const int32_t *label_of;           /* NULL, or the model's class for each class of the data set */
+  int64_t img_size;        /* side of the loader's images */
+  const int32_t *label_of; /* NULL, or the model's class for each class of the data set */
+  /* NULL, or the output for each class of the data set: the other outputs do not take part. Not
+   * beside label_of */
+  const int32_t *columns;
+  int64_t column_count;
   int64_t *class_images;             /* NULL, or [model classes] to count into, by true class */
   int64_t *class_correct;            /* NULL, or [model classes]: top-1 */
   const volatile sig_atomic_t *stop; /* NULL, or stop when it becomes nonzero */
