@@ -46,9 +46,8 @@ typedef struct {
 
 struct ii_loader {
   ii_loader_config config;
-  int64_t per_epoch; /* batches */
-  int64_t *order;    /* the permutation of order_epoch; NULL without shuffle */
-  int64_t order_epoch;
+  int64_t per_epoch;   /* batches */
+  ii_sampler *sampler; /* under the lock */
 
   pthread_mutex_t lock;
   pthread_cond_t work;  /* for workers: there may be something to take, or the end */
@@ -87,26 +86,6 @@ ii_loader_config ii_loader_config_default(const ii_dataset *dataset, ii_transfor
 
 /* ---- which images are in a batch ---- */
 
-/* The part [*from, *from + return value) of the epoch's order that batch `index` takes. */
-static int64_t batch_range(const ii_loader_config *c, int64_t index, int64_t *from) {
-  int64_t size = ii_dataset_size(c->dataset), global = c->batch * c->world;
-  int64_t start = index * global, left = size - start;
-  if (left >= global) {
-    *from = start + c->rank * c->batch;
-    return c->batch;
-  }
-  int64_t lo = left * c->rank / c->world, hi = left * (c->rank + 1) / c->world;
-  *from = start + lo;
-  return hi - lo;
-}
-
-static void use_order(ii_loader *l, int64_t epoch) {
-  if (l->order_epoch == epoch) return;
-  ii_rng rng = ii_rng_make(l->config.seed, II_RNG_SHUFFLE, (uint64_t)epoch, 0);
-  ii_rng_permutation(&rng, l->order, ii_dataset_size(l->config.dataset));
-  l->order_epoch = epoch;
-}
-
 /* Position of batch s of the stream. Without `endless` the stream ends with its first epoch. */
 static bool position(const ii_loader *l, int64_t s, int64_t *epoch, int64_t *index) {
   int64_t at = l->base_index + s;
@@ -122,18 +101,15 @@ static slot *slot_of(ii_loader *l, int64_t s) {
 
 /* Gives the next batch to the workers if the stream goes on and the ring has room. */
 static bool open_next(ii_loader *l) {
-  int64_t epoch, index, from;
+  int64_t epoch, index;
   if (l->opened - l->released >= l->slot_count) return false;
   if (!position(l, l->opened, &epoch, &index)) return false;
   slot *s = slot_of(l, l->opened);
   s->batch.epoch = epoch, s->batch.index = index;
-  s->batch.count = batch_range(&l->config, index, &from);
+  s->batch.count = ii_sampler_batch(l->sampler, epoch, index, s->batch.keys);
   s->batch.failed = 0;
   s->taken = s->done = s->bad_count = 0;
   ii_error_clear(&s->error);
-  if (l->order) use_order(l, epoch);
-  for (int64_t i = 0; i < s->batch.count; i++)
-    s->batch.samples[i] = l->order ? l->order[from + i] : from + i;
   l->opened++;
   /* a rank's share of the last batch may be empty; nobody would tell the consumer */
   if (s->batch.count == 0) pthread_cond_signal(&l->ready);
@@ -142,15 +118,14 @@ static bool open_next(ii_loader *l) {
 
 /* ---- one image ---- */
 
-static ii_status load_sample(worker *w, int64_t sample, int64_t keyed_by, int64_t epoch,
-                             float *out) {
+static ii_status load_sample(worker *w, int64_t sample, int64_t key, int64_t epoch, float *out) {
   const ii_loader_config *c = &w->loader->config;
   const uint8_t *bytes;
   int64_t n;
   ii_error_clear(&w->error);
   II_TRY(ii_dataset_read(c->dataset, sample, &w->file, &bytes, &n, &w->error));
   II_TRY(ii_image_decode(w->decoder, bytes, n, &c->decode, &w->image, &w->error));
-  ii_rng rng = ii_rng_make(c->seed, II_RNG_AUGMENT, (uint64_t)epoch, (uint64_t)keyed_by);
+  ii_rng rng = ii_rng_make(c->seed, II_RNG_AUGMENT, (uint64_t)epoch, (uint64_t)key);
   return ii_transform_apply(w->transformer, &c->transform, &w->image, &rng, out, &w->error);
 }
 
@@ -183,14 +158,14 @@ static void note_error(ii_loader *l, slot *s, int64_t place, const ii_error *err
 static void load_place(worker *w, slot *s, int64_t place) {
   const ii_loader_config *c = &w->loader->config;
   ii_batch *b = &s->batch;
-  int64_t wanted = b->samples[place], size = ii_dataset_size(c->dataset);
+  int64_t key = b->keys[place], size = ii_dataset_size(c->dataset);
   int64_t pixels = c->transform.size * c->transform.size * 3;
   float *out = b->images + place * pixels;
-  int64_t sample = wanted;
+  int64_t sample = key % size;
   int failures = 0;
   b->valid[place] = 1;
   for (;;) {
-    ii_status status = load_sample(w, sample, wanted, b->epoch, out);
+    ii_status status = load_sample(w, sample, key, b->epoch, out);
     if (status == II_OK) break;
     if (status == II_ERR_MEMORY) {
       note_error(w->loader, s, place, &w->error);
@@ -285,24 +260,11 @@ static ii_status start_worker(ii_loader *l, worker *w, ii_error *err) {
 
 static ii_status check(const ii_loader_config *c, ii_error *err) {
   II_TRY(ii_transform_check(&c->transform, err));
-  if (c->batch < 1 || c->batch > 1000000)
-    return ii_error_set(err, II_ERR_ARG, "the batch of %lld images is not in 1..1000000",
-                        (long long)c->batch);
-  if (c->world < 1 || c->rank < 0 || c->rank >= c->world)
-    return ii_error_set(err, II_ERR_ARG, "rank %lld of %lld does not exist", (long long)c->rank,
-                        (long long)c->world);
   if (c->threads < 0 || c->threads > MAX_THREADS)
     return ii_error_set(err, II_ERR_ARG, "%d loader threads are not in 0..%d", c->threads,
                         MAX_THREADS);
   if (c->prefetch < 1 || c->prefetch > 1000)
     return ii_error_set(err, II_ERR_ARG, "%d prefetched batches are not in 1..1000", c->prefetch);
-  int64_t size = ii_dataset_size(c->dataset);
-  if (c->drop_last && size < c->batch * c->world)
-    return ii_error_set(err, II_ERR_ARG,
-                        "the data set has %lld images, fewer than one batch of %lld x %lld rank%s; "
-                        "use a smaller batch",
-                        (long long)size, (long long)c->batch, (long long)c->world,
-                        c->world == 1 ? "" : "s");
   return II_OK;
 }
 
@@ -329,17 +291,13 @@ static ii_status make_slots(ii_loader *l, ii_error *err) {
     b->labels = batch_alloc(c, (size_t)n * sizeof *b->labels);
     b->valid = malloc((size_t)n);
     b->samples = malloc((size_t)n * sizeof *b->samples);
-    good = b->images && b->labels && b->valid && b->samples;
+    b->keys = malloc((size_t)n * sizeof *b->keys);
+    good = b->images && b->labels && b->valid && b->samples && b->keys;
     if (ii_dataset_has_meta(c->dataset)) {
       b->meta = batch_alloc(c, (size_t)n * II_META_VALUES * sizeof *b->meta);
       good = good && b->meta;
     }
   }
-  if (good && c->shuffle) {
-    l->order = malloc((size_t)ii_dataset_size(c->dataset) * sizeof *l->order);
-    good = l->order != NULL;
-  }
-  l->order_epoch = -1;
   if (!good)
     return ii_error_set(err, II_ERR_MEMORY,
                         "no memory for %lld batches of %lld images; use a smaller batch or fewer "
@@ -350,8 +308,16 @@ static ii_status make_slots(ii_loader *l, ii_error *err) {
 
 static ii_status start(ii_loader *l, ii_error *err) {
   const ii_loader_config *c = &l->config;
-  int64_t size = ii_dataset_size(c->dataset), global = c->batch * c->world;
-  l->per_epoch = c->drop_last ? size / global : (size + global - 1) / global;
+  const ii_sampler_config sampler = {.dataset = c->dataset,
+                                     .sampling = c->sampling,
+                                     .batch = c->batch,
+                                     .rank = c->rank,
+                                     .world = c->world,
+                                     .seed = c->seed,
+                                     .shuffle = c->shuffle,
+                                     .drop_last = c->drop_last};
+  II_TRY(ii_sampler_new(&sampler, &l->sampler, err));
+  l->per_epoch = ii_sampler_batches(l->sampler);
   l->threads = c->threads > 0 ? c->threads : ii_parallel_processors();
   /* long runs spare locking, short ones keep all threads busy to the end of a batch */
   l->run = c->batch / (4 * l->threads);
@@ -385,6 +351,7 @@ static void free_slot(const ii_loader_config *c, slot *s) {
   batch_release(c, s->batch.labels);
   free(s->batch.valid);
   free(s->batch.samples);
+  free(s->batch.keys);
   batch_release(c, s->batch.meta);
   free(s->bad);
 }
@@ -408,7 +375,7 @@ void ii_loader_free(ii_loader *l) {
   free(l->workers);
   for (int64_t i = 0; l->slots && i < l->slot_count; i++) free_slot(&l->config, &l->slots[i]);
   free(l->slots);
-  free(l->order);
+  ii_sampler_free(l->sampler);
   if (l->lock_made) pthread_mutex_destroy(&l->lock);
   if (l->work_made) pthread_cond_destroy(&l->work);
   if (l->ready_made) pthread_cond_destroy(&l->ready);

@@ -1,14 +1,9 @@
 /* The stream of batches: threads decode and transform images ahead of the consumer.
  *
  * What is in batch b of epoch e is a function of (dataset, transform, config without threads and
- * prefetch, e, b) alone: samples come from a Philox permutation of (seed, epoch), augmentation from
- * the Philox stream of (seed, epoch, sample). So the stream does not depend on the number of
- * threads, and it can be entered anywhere.
- *
- * Ranks: global batch b is world * batch consecutive positions of the epoch's order, of which rank
- * r gets the r-th part, so `world` ranks together see what one rank with a batch `world` times as
- * large sees. Without drop_last the last global batch is what is left, shared out evenly, so each
- * image comes exactly once; a rank's part of it may be empty (count 0).
+ * prefetch, e, b) alone: which images is the business of data/sampler.h, also for several ranks;
+ * augmentation comes from the Philox stream of (seed, epoch, key of the draw). So the stream does
+ * not depend on the number of threads, and it can be entered anywhere.
  *
  * Files that cannot be read or decoded, always reported through on_bad and counted:
  * - replace_bad (training): the next sample of the dataset takes the place, with its label. More
@@ -21,7 +16,7 @@
  * elsewhere.*/
 #ifndef II_LOADER_H
 #define II_LOADER_H
-#include "data/dataset.h"
+#include "data/sampler.h"
 #include "data/transform.h"
 
 typedef struct ii_loader ii_loader;
@@ -30,6 +25,7 @@ typedef struct {
   const ii_dataset *dataset; /* must outlive the loader */
   ii_transform transform;
   ii_decode_options decode;
+  ii_sampling sampling;
   int64_t batch;       /* images per batch of this rank, > 0 */
   int64_t rank, world; /* 0 <= rank < world */
   uint64_t seed;
@@ -51,7 +47,8 @@ typedef struct {
 } ii_loader_config;
 
 /* Ready-made settings: train = shuffle, drop_last, endless, replace_bad and EXIF orientation on;
- * evaluation = all of these off. rank 0 of 1, seed 0, threads 0, prefetch 2, no callback. */
+ * evaluation = all of these off. Each image once, rank 0 of 1, seed 0, threads 0, prefetch 2, no
+ * callback. */
 ii_loader_config ii_loader_config_default(const ii_dataset *dataset, ii_transform transform,
                                           int64_t batch);
 
@@ -66,6 +63,7 @@ typedef struct {
   float *meta;          /* [count, II_META_VALUES]; NULL when the dataset has none */
   uint8_t *valid;   /* [count]: 0 where the file could not be decoded (never with replace_bad) */
   int64_t *samples; /* [count]: index in the dataset of what was loaded */
+  int64_t *keys; /* [count]: of the draws (data/sampler.h); random numbers for an image go by it */
 } ii_batch;
 
 typedef struct {

@@ -19,7 +19,8 @@ static void init_batch(ii_input *in, ii_input_batch *b, int64_t batch, int64_t s
   b->host_labels = malloc((size_t)batch * sizeof *b->host_labels);
   b->host_valid = malloc((size_t)batch);
   b->host_samples = malloc((size_t)batch * sizeof *b->host_samples);
-  if (!b->host_labels || !b->host_valid || !b->host_samples)
+  b->host_keys = malloc((size_t)batch * sizeof *b->host_keys);
+  if (!b->host_labels || !b->host_valid || !b->host_samples || !b->host_keys)
     ii_error_set(&c->err, II_ERR_MEMORY, "out of host memory for a batch");
   if (!in->transfers || !ii_ok(c)) return;
   engine_did(c, ii_transfer_init(&c->k, &b->transfer));
@@ -48,6 +49,7 @@ void ii_input_destroy(ii_input *in) {
     free(b->host_labels);
     free(b->host_valid);
     free(b->host_samples);
+    free(b->host_keys);
   }
   *in = (ii_input){0};
 }
@@ -80,6 +82,7 @@ static ii_status fetch(ii_input *in, ii_loader *loader, ii_error *err) {
   memcpy(to->host_labels, b->labels, (size_t)b->count * sizeof *b->labels);
   memcpy(to->host_valid, b->valid, (size_t)b->count);
   memcpy(to->host_samples, b->samples, (size_t)b->count * sizeof *b->samples);
+  memcpy(to->host_keys, b->keys, (size_t)b->count * sizeof *b->keys);
   upload(c, &to->transfer, to->images, b->images, b->count);
   upload(c, &to->transfer, to->labels, b->labels, b->count);
   upload(c, &to->transfer, to->meta, b->meta, b->count);

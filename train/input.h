@@ -18,6 +18,7 @@ typedef struct {
   int32_t *host_labels;       /* [count], a copy */
   uint8_t *host_valid;        /* [count], a copy */
   int64_t *host_samples;      /* [count], a copy: the data set's numbers of the images */
+  int64_t *host_keys;         /* [count], a copy: keys of the draws */
   ii_transfer transfer;
 } ii_input_batch;
 

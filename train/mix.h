@@ -43,7 +43,7 @@ int64_t ii_erase_draw(const ii_config *cfg, int64_t epoch, int64_t sample, int32
                       int64_t height, int64_t width, ii_erase_rect rects[II_ERASE_MAX]);
 
 /* Erases and mixes x[N,H,W,C] (F32 or F64, on the context's device) in place and returns what was
- * drawn for ii_mix_loss. samples[N]: the data set's numbers of the images, on the host, not needed
+ * drawn for ii_mix_loss. samples[N]: the keys of the draws (data/sampler.h), on the host, not needed
  * after the call. Does not wait for the device. */
 ii_mix ii_mix_apply(ii_ctx *c, const ii_config *cfg, int64_t epoch, int64_t batch,
                     const int64_t *samples, ii_tensor *x);

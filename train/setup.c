@@ -132,6 +132,10 @@ ii_loader_config ii_setup_loader(const ii_config *cfg, const ii_dataset *d, bool
                                      : cfg->data.eval_exif == ii_data_eval_exif_apply;
   l.decode.allow_truncated = cfg->data.allow_truncated;
   l.seed = (uint64_t)cfg->train.seed;
+  if (train)
+    l.sampling = (ii_sampling){.kind = (ii_sampling_kind)cfg->data.sampler,
+                               .repeats = cfg->data.sampler_repeats,
+                               .balance = cfg->data.class_balance};
   l.threads = (int)cfg->data.workers;
   l.prefetch = (int)cfg->data.prefetch;
   return l;

@@ -67,7 +67,7 @@ static void run_batch(ii_trainer *t, const ii_input_batch *b) {
   c->step = (uint64_t)t->state.step;
   c->draw = 0;
   ii_tensor *meta = t->cfg->model.meta_dims.count ? b->meta : NULL;
-  const ii_mix mix = ii_mix_apply(c, t->cfg, b->epoch, b->index, b->host_samples, b->images);
+  const ii_mix mix = ii_mix_apply(c, t->cfg, b->epoch, b->index, b->host_keys, b->images);
   ii_tensor *logits = ii_model_forward(t->model, b->images, meta, NULL);
   ii_tensor *loss = ii_mix_loss(c, t->cfg, &mix, logits, b->labels);
   ii_optimizer_add_loss(&t->optimizer, loss, t->state.step);
