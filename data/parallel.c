@@ -93,7 +93,7 @@ ii_status ii_parallel_run(const ii_parallel *p, int64_t n, ii_error *err) {
   pthread_mutex_destroy(&l.lock);
   pthread_cond_destroy(&l.changed);
   if (started == 0) return ii_error_set(err, II_ERR_IO, "cannot start a thread");
-  if (p->tick) p->tick(p->context, atomic_load(&l.done));
+  if (p->tick && !p->tick(p->context, atomic_load(&l.done))) atomic_store(&l.stop, true);
   if (atomic_load(&l.stop)) return ii_error_set(err, II_ERR_INTERRUPTED, "stopped on request");
   return II_OK;
 }

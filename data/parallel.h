@@ -12,8 +12,8 @@ typedef struct {
   int threads; /* > 0 */
   /* Does element i; `thread` is 0..threads-1. Elements are given out in ascending order. */
   void (*work)(void *context, int thread, int64_t i);
-  /* Called about four times a second from the calling thread with the number of finished elements;
-   * false stops the loop after the elements in work. May be NULL. */
+  /* Called about four times a second, and at the end, from the calling thread with the number of
+   * finished elements; false stops the loop after the elements in work. May be NULL. */
   bool (*tick)(void *context, int64_t done);
   void *context;
 } ii_parallel;
