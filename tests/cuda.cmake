@@ -30,6 +30,12 @@ foreach(file ${CUDA_TEST_FILES})
   ii_cuda_test(${name} ${name})
 endforeach()
 
+# Training steps: what they ask of the CUDA runtime is counted.
+foreach(call cudaStreamSynchronize cudaDeviceSynchronize cudaMemcpy cudaMalloc cudaMallocAsync
+    cudaHostAlloc cudaFree cudaFreeAsync)
+  target_link_options(test_cuda_train PRIVATE -Wl,--wrap=${call})
+endforeach()
+
 # The stand-ins of libraries: their reports end a process; and once more with streams that run as
 # late as they may, over memory that is closed to the host.
 if(II_CUDA STREQUAL emulate)
@@ -37,7 +43,7 @@ if(II_CUDA STREQUAL emulate)
       test_emulated_libraries_nccl)
     target_sources(${name} PRIVATE emulated_death.cpp)
   endforeach()
-  foreach(name test_cuda_matrix test_emulated_libraries_blas test_emulated_libraries_dnn
+  foreach(name test_cuda_matrix test_cuda_train test_emulated_libraries_blas test_emulated_libraries_dnn
       test_emulated_libraries_nccl)
     ii_cuda_test(${name}_lazy ${name})
     set_tests_properties(${name}_lazy PROPERTIES ENVIRONMENT
