@@ -16,7 +16,7 @@
  * and about 1400 taps to add; 200 x 320 has 500 tiles, each of 18000 steps. Estimated, not
  * measured: 64 x 56 x 56 x 128, G = 4, about as long as the atomics; 1 x 200 x 320 x 128, G = 4,
  * ten times as long.
- * Registers on sm_80, 90, 100: 56, 48, 48; fp64 72, 63, 56; no spills.
+ * Registers on sm_80, 90, 100: 56, 48, 48; fp64 72, 64, 56; no spills.
  * Limits: as forward. */
 #include "kernels/cuda/dcn_units.h"
 
