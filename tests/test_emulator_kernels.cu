@@ -261,27 +261,6 @@ int uninitialised_device(bool bug) {
   return !(y.read()[5] == 0);
 }
 
-/* A compiler may leave out the store of a member that no copy of the structure ever uses. */
-struct alignas(16) tap {
-  int at[4];
-  float weight[4];
-};
-__global__ void copy_structures(float *y, bool) {
-  II_EMU_SHARED(tap, taps);
-  const int t = (int)threadIdx.x;
-  tap mine;
-  if (t != 40) mine = tap{{t, t, t, 0}, {1, 2, 3, (float)t}};
-  if (t != 40) taps[t] = mine;
-  __syncthreads();
-  const tap other = taps[(t + 1) % 32];
-  y[t] = (float)(other.at[0] + other.at[1]) + other.weight[3];
-}
-int unused_member(bool bug) {
-  buffer y(32);
-  II_EMU_LAUNCH(copy_structures, 1, 32, 32 * sizeof(tap), 0, y.p, bug);
-  return y.read()[3] != 12;
-}
-
 /* Two atomics on one word do not conflict; a plain read of it by another thread does. */
 __global__ void count(int *n, float *y, bool bug) {
   atomicAdd(n, 1); /* counting */
@@ -439,7 +418,6 @@ const emulator_case kernel_cases[] = {
      0,
      0,
      0},
-    {"copy of a structure with an unused member", unused_member, {}, 0, 0, {}, 0, 0, 0},
     {"uninitialised device memory", uninitialised_device, {}, EVERY, 0, {}, 0, 0, 0},
     {"plain read beside atomics",
      atomic_and_read,
