@@ -95,6 +95,23 @@ static ii_train_state state_of(const char *out, int step) {
 #define EVERY_STEP      "train.log_every_steps=1"
 #define FEW_VALIDATIONS "train.eval_every_epochs=0"
 
+/* ---- which GPU --------------------------------------------------------------------------------*/
+
+/* A number that no machine has: only a trainer that passes it on can refuse it. */
+static void test_device_index(void **unused) {
+  ii_config *cfg = config("index", NULL);
+  ii_trainer_options *o = calloc(1, sizeof *o);
+  ii_trainer *t;
+  ii_error err = {0};
+  (void)unused;
+  assert_non_null(o);
+  *o = (ii_trainer_options){.config = *cfg, .device = II_CUDA, .device_index = 999};
+  assert_int_equal(ii_trainer_open(o, &t, &err), II_ERR_DEVICE);
+  assert_non_null(strstr(err.text, "there is no GPU 999"));
+  free(o);
+  free(cfg);
+}
+
 /* ---- curves -----------------------------------------------------------------------------------*/
 
 /* Bounds: fp32 differs by the order of sums, which 18 steps amplify; 16 bits by 2^-8 and 2^-11 in
@@ -298,12 +315,11 @@ static void test_steps_do_not_wait(void **unused) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_curves),
-                                     cmocka_unit_test(test_overflow),
-                                     cmocka_unit_test(test_growth_and_resume),
-                                     cmocka_unit_test(test_scale_gives_up),
-                                     cmocka_unit_test(test_late_look),
-                                     cmocka_unit_test(test_steps_do_not_wait)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_device_index),     cmocka_unit_test(test_curves),
+      cmocka_unit_test(test_overflow),         cmocka_unit_test(test_growth_and_resume),
+      cmocka_unit_test(test_scale_gives_up),   cmocka_unit_test(test_late_look),
+      cmocka_unit_test(test_steps_do_not_wait)};
   if (ii_cuda_device_count() == 0) {
     printf("skipped: no GPU\n");
     return 77;
