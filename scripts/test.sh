@@ -54,12 +54,13 @@ part_race() {
   build emulate-race
   check emulate-race -L cuda "$@"
   for seed in -1 3; do
-    II_EMU_SEED=$seed check emulate-race -L cuda -R '^test_(ops|cuda)_' "$@"
+    II_EMU_SEED=$seed check emulate-race -R '^test_(ops_cuda|ops_dcn_cuda|cuda_dcn|cuda_matrix)$' "$@"
   done
 }
+# The emulator's own tests, and the programs with it.
 part_emulate() {
   build emulate
-  check emulate -R 'cuda_train|golden_check_cuda|test_selftest|test_train_programs' "$@"
+  check emulate -E '^test_(cuda_gate|conv_plans|data.*|config.*)$' "$@"
   build/emulate/bin/train --doctor
 }
 part_gate() {

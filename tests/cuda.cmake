@@ -15,6 +15,9 @@ endforeach()
 ii_cuda_test(golden_check_cuda golden_check --device cuda ${GOLDEN_FILES})
 
 enable_language(CXX) # for tests in C++
+# These use every engine there is.
+set_tests_properties(test_drop_path test_mix test_optimizer test_selftest PROPERTIES LABELS cuda)
+
 file(GLOB CUDA_TEST_FILES CONFIGURE_DEPENDS test_cuda_*.c test_cuda_*.cpp)
 if(II_CUDA STREQUAL emulate)
   file(GLOB EMULATOR_TEST_FILES CONFIGURE_DEPENDS test_emulate*.c test_emulate*.cpp)
