@@ -24,12 +24,13 @@ def core(x, offset, mask, groups, k=3, pad=1, scale=1.0):
     d, taps, half = c // groups, k * k, (k - 1) // 2
     hp, wp = h + 2 * pad, w + 2 * pad
     ho, wo = hp - 2 * half, wp - 2 * half
-    step = torch.arange(k, dtype=x.dtype) - half
+    like = {'dtype': x.dtype, 'device': x.device}
+    step = torch.arange(k, **like) - half
     # Taps run over x first: tap = i*k + j is at (x, y) = (step[i], step[j]).
     tap_x, tap_y = step.repeat_interleave(k) * scale, step.repeat(k) * scale
     off = offset.reshape(n, ho, wo, groups, taps, 2) * scale
-    px = torch.arange(wo, dtype=x.dtype).view(1, 1, wo, 1, 1) + half + tap_x + off[..., 0]
-    py = torch.arange(ho, dtype=x.dtype).view(1, ho, 1, 1, 1) + half + tap_y + off[..., 1]
+    px = torch.arange(wo, **like).view(1, 1, wo, 1, 1) + half + tap_x + off[..., 0]
+    py = torch.arange(ho, **like).view(1, ho, 1, 1, 1) + half + tap_y + off[..., 1]
     grid = torch.stack(((2 * px + 1) / wp - 1, (2 * py + 1) / hp - 1), -1)
     grid = grid.permute(0, 3, 1, 2, 4, 5).reshape(n * groups, ho * wo, taps, 2)
     padded = F.pad(x, (0, 0, pad, pad, pad, pad)).reshape(n, hp, wp, groups, d)

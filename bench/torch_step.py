@@ -61,11 +61,11 @@ def official_module(args):
         sys.exit("torch_step: timm is not installed: --timm DIR names the folder that holds it")
     bare_package("timm", timm.submodule_search_locations[0])
     bare_package("timm.models", os.path.join(timm.submodule_search_locations[0], "models"))
-    sys.modules["DCNv3"] = types.ModuleType("DCNv3")  # the CUDA extension
-    import pkg_resources
-    real = pkg_resources.get_distribution  # the extension's version is asked for at import
-    pkg_resources.get_distribution = lambda name: (
-        types.SimpleNamespace(version="1.1") if name == "DCNv3" else real(name))
+    if importlib.util.find_spec("DCNv3") is None:  # the CUDA extension, and its version
+        sys.modules["DCNv3"] = types.ModuleType("DCNv3")
+        pkg_resources = types.ModuleType("pkg_resources")
+        pkg_resources.get_distribution = lambda name: types.SimpleNamespace(version="1.1")
+        sys.modules["pkg_resources"] = pkg_resources
     sys.path.insert(0, args.official)
     path = os.path.join(args.official, "models", "intern_image.py")
     if not os.path.exists(path):

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "train/checkpoint.h"
+#include "train/input.h"
 #include "train/setup.h"
 #include "train/weights.h"
 
@@ -148,6 +149,7 @@ static ii_status run(evaluation *e, ii_eval_result *r, ii_error *err) {
   ii_loader_config l = ii_setup_loader(&e->cfg, e->set, false);
   l.on_bad = bad_file;
   l.context = e;
+  ii_input_loader_memory(&l, e->ctx);
   if (ii_loader_new(&l, &e->loader, err) != II_OK) return ii_error_prefix(err, "validation images");
   r->classes = e->cfg.model.num_classes;
   r->class_images = calloc((size_t)r->classes, sizeof *r->class_images);
@@ -173,7 +175,7 @@ ii_status ii_eval_run(const ii_eval_options *o, ii_eval_result *r, ii_error *err
   e->cfg = o->config;
   e->o = o;
   ii_status s = run(e, r, err);
-  ii_loader_free(e->loader);
+  ii_loader_free(e->loader); /* its memory is the context's */
   if (e->model) ii_model_destroy(e->model);
   if (e->ctx) ii_ctx_close(e->ctx);
   ii_dataset_free(e->set);

@@ -3,7 +3,7 @@
 # Sourced or run by quickstart.sh and test.sh; works on Debian 12 and newer and on Ubuntu.
 set -euo pipefail
 
-packages=(gcc make cmake pkg-config libhdf5-dev libdnnl-dev libconfig-dev
+packages=(gcc g++ make cmake pkg-config libhdf5-dev libdnnl-dev libconfig-dev
   libjansson-dev libjpeg-dev libpng-dev zlib1g-dev libcmocka-dev)
 
 missing=()

@@ -15,6 +15,9 @@ endforeach()
 ii_cuda_test(golden_check_cuda golden_check --device cuda ${GOLDEN_FILES})
 
 enable_language(CXX) # for tests in C++
+# These use every engine there is.
+set_tests_properties(test_drop_path test_mix test_optimizer test_selftest PROPERTIES LABELS cuda)
+
 file(GLOB CUDA_TEST_FILES CONFIGURE_DEPENDS test_cuda_*.c test_cuda_*.cpp)
 if(II_CUDA STREQUAL emulate)
   file(GLOB EMULATOR_TEST_FILES CONFIGURE_DEPENDS test_emulate*.c test_emulate*.cpp)
@@ -30,6 +33,12 @@ foreach(file ${CUDA_TEST_FILES})
   ii_cuda_test(${name} ${name})
 endforeach()
 
+# Training steps: what they ask of the CUDA runtime is counted.
+foreach(call cudaStreamSynchronize cudaDeviceSynchronize cudaMemcpy cudaMalloc cudaMallocAsync
+    cudaHostAlloc cudaFree cudaFreeAsync)
+  target_link_options(test_cuda_train PRIVATE -Wl,--wrap=${call})
+endforeach()
+
 # The stand-ins of libraries: their reports end a process; and once more with streams that run as
 # late as they may, over memory that is closed to the host.
 if(II_CUDA STREQUAL emulate)
@@ -37,7 +46,7 @@ if(II_CUDA STREQUAL emulate)
       test_emulated_libraries_nccl)
     target_sources(${name} PRIVATE emulated_death.cpp)
   endforeach()
-  foreach(name test_cuda_matrix test_emulated_libraries_blas test_emulated_libraries_dnn
+  foreach(name test_cuda_matrix test_cuda_train test_emulated_libraries_blas test_emulated_libraries_dnn
       test_emulated_libraries_nccl)
     ii_cuda_test(${name}_lazy ${name})
     set_tests_properties(${name}_lazy PROPERTIES ENVIRONMENT

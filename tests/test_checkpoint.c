@@ -58,6 +58,8 @@ static void world_open(world *w, uint64_t seed, ii_optimizer_kind kind) {
                             .momentum = 0.9,
                             .ema = true,
                             .ema_decay = 0.5,
+                            .loss_scale = 65536,
+                            .growth_interval = 2000,
                             .rules = {.depths = {1, 1, 1, 1}}};
   assert_int_equal(ii_optimizer_init(&w->optimizer, &w->params, &o), II_OK);
   for (int64_t i = 0; i < w->params.count; i++) fill(w->ctx, w->params.at[i].value, &rng);
@@ -85,7 +87,10 @@ static ii_train_state example_state(int64_t step) {
                           .best_top1 = 71.25,
                           .best_is_ema = 1,
                           .loss_sum = 0.1 + 0.2,
-                          .loss_count = 7};
+                          .loss_count = 7,
+                          .loss_scale = 4096,
+                          .good_updates = 123,
+                          .skipped_updates = 5};
 }
 
 static ii_status save(world *w, const char *path, int64_t step, ii_error *err) {
@@ -157,6 +162,10 @@ static void round_trip(ii_optimizer_kind kind) {
   ii_update_state u;
   assert_int_equal(ii_optimizer_look(&b.optimizer, &u), II_OK);
   assert_int_equal(u.t, 68);
+  assert_true(u.loss_scale == 4096 && u.loss_sum == expected.loss_sum);
+  assert_int_equal(u.good_updates, 123);
+  assert_int_equal(u.skipped, 5);
+  assert_int_equal(u.loss_count, 7);
   assert_true(b.params.at[0].value->grad_valid);
   assert_false(b.params.at[1].value->grad_valid);
   assert_true(same(a.ctx, w->grad, b.ctx, b.params.at[0].value->grad));

@@ -204,6 +204,18 @@ static void same_distribution(const char *name, double *v, int64_t n) {
   }
 }
 
+/* Mean and variance of n numbers between 0 and 1 (or of as wide a range). */
+static void has_moments(const char *what, const double *v, int64_t n, double mean,
+                        double variance) {
+  double sum = 0, squares = 0, count = (double)n;
+  for (int64_t i = 0; i < n; i++) sum += v[i];
+  for (int64_t i = 0; i < n; i++) squares += (v[i] - mean) * (v[i] - mean);
+  if (!(fabs(sum / count - mean) <= 5 * sqrt(variance / count)) ||
+      !(fabs(squares / count - variance) <= 5 * variance * sqrt(2 / count)))
+    fail_msg("%s: mean %g, not %g, or variance %g, not %g", what, sum / count, mean,
+             squares / count, variance);
+}
+
 static void near_share(const char *what, double count, double n, double share) {
   const double bound = 5 * sqrt(share * (1 - share) / n);
   if (!(fabs(count / n - share) <= bound)) fail_msg("%s: %g, not %g", what, count / n, share);
@@ -231,6 +243,7 @@ static void shares_and_boxes(void **state) {
   near_share("CutMix batches", (double)boxes, DRAWS, 0.5);
   near_share("centres of boxes", centre, (double)boxes, 0.5);
   same_distribution("mixup", mixup, blends);
+  has_moments("shares of mixup", mixup, blends, 0.5, 1 / (4 * (2 * 0.8 + 1))); /* Beta(a, a) */
   /* The drawn share of CutMix is uniform. Of a box of side s, what lies inside has side
    * s - s^2/4 on average in each direction, so 1 - lam is (s - s^2/4)^2 on average, s^2 uniform. */
   double left = 0;
@@ -252,6 +265,7 @@ static void cutmix_share(void **state) {
     if (m.cutmix) drawn[n++] = ii_rng_beta(&r, 1, 1);
   }
   same_distribution("cutmix", drawn, n);
+  has_moments("shares of CutMix", drawn, n, 0.5, 1.0 / 12);
 }
 
 static void switches(void **state) {
@@ -280,7 +294,7 @@ static void switches(void **state) {
 }
 
 static void rectangles(void **state) {
-  static double v[4][DRAWS];
+  static double v[4][DRAWS], area[DRAWS], shape[DRAWS];
   ii_erase_rect r[II_ERASE_MAX];
   ii_config cfg = official();
   int64_t n = 0;
@@ -290,6 +304,11 @@ static void rectangles(void **state) {
     if (!count) continue;
     assert_int_equal(r[0].image, 5);
     v[0][n] = r[0].top, v[1][n] = r[0].left, v[2][n] = r[0].height, v[3][n] = r[0].width;
+    /* the area is uniform, and so is the logarithm of height/width: both scaled to [0, 1] here;
+     * only the few that do not fit, at the ends, are missing */
+    area[n] = (v[2][n] * v[3][n] / (224 * 224) - 0.02) / (1.0 / 3 - 0.02);
+    shape[n] = 0.5 + log(v[2][n] / v[3][n]) / (2 * log(1 / 0.3));
+    assert_true(area[n] > -0.01 && area[n] < 1.01 && shape[n] > -0.02 && shape[n] < 1.02);
     n++;
   }
   near_share("erased images", (double)n, DRAWS, 0.25);
@@ -297,6 +316,8 @@ static void rectangles(void **state) {
   same_distribution("left", v[1], n);
   same_distribution("height", v[2], n);
   same_distribution("width", v[3], n);
+  has_moments("areas of rectangles", area, n, 0.5, 1.0 / 12);
+  has_moments("shapes of rectangles", shape, n, 0.5, 1.0 / 12);
   cfg.data.erase_prob = 0;
   for (int64_t i = 0; i < 100; i++) assert_int_equal(ii_erase_draw(&cfg, 0, i, 0, 224, 224, r), 0);
 }

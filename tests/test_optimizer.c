@@ -303,6 +303,101 @@ static void test_not_finite(void **state) {
   }
 }
 
+/* As one_step, with gradients multiplied by the loss scale, and one of them `bad` if that is not
+ * finite; the host does not look. */
+static void scaled_step(fixture *f, int iteration, double scale, double bad) {
+  double g[GRADS];
+  fill_wave(g, GRADS, iteration);
+  if (!isfinite(bad)) g[7] = bad;
+  add_grads(&f->p, g, scale);
+  assert_int_equal(ii_optimizer_step(&f->o, &schedule, iteration, NULL), II_OK);
+  ii_params_zero_grad(&f->p);
+}
+
+static ii_update_state look(fixture *f) {
+  ii_update_state s;
+  assert_int_equal(ii_optimizer_look(&f->o, &s), II_OK);
+  return s;
+}
+
+static double seed_of(const fixture *f) {
+  double seed;
+  ii_tensor_read_f64(f->c, f->o.seed, &seed);
+  return seed;
+}
+
+/* GradScaler: a step that overflows halves the scale and changes neither weights nor moments nor t,
+ * while the average and the schedule go on; growth_interval good ones double it. The weights are
+ * those of a run without scale that never saw the bad step. */
+static void test_loss_scale(void **state) {
+  fixture a = open_fixture(II_F32, II_F32), b = open_fixture(II_F32, II_F32);
+  ii_optimizer_options o = options_adamw();
+  start(&b, &o);
+  o.loss_scale = 1024;
+  o.growth_interval = 2;
+  o.loss_factor = 0.25;
+  start(&a, &o);
+  assert_true(seed_of(&a) == 256);
+  scaled_step(&a, 0, 1024, 0);
+  one_step(&b, 0);
+  double x[VALUES], y[VALUES], before[8], after[8];
+  ii_tensor_read_f64(a.c, a.o.ema.avg[0], before);
+  scaled_step(&a, 1, 1024, INFINITY);
+  ii_update_state s = look(&a);
+  assert_true(s.loss_scale == 512 && s.t == 1 && s.skipped == 1 && s.good_updates == 0);
+  assert_true(s.bad_step == -1 && seed_of(&a) == 128);
+  read_all(&a, x);
+  read_all(&b, y);
+  assert_memory_equal(x, y, sizeof x);
+  ii_tensor_read_f64(a.c, a.o.ema.avg[0], after);
+  for (int i = 0; i < sizes[0]; i++) before[i] = 0.9 * before[i] + 0.1 * x[i];
+  assert_close(after, before, sizes[0], 1e-6, "average of a skipped step");
+  scaled_step(&a, 2, 512, 0);
+  one_step(&b, 2);
+  assert_true(look(&a).loss_scale == 512 && look(&a).good_updates == 1);
+  scaled_step(&a, 3, 512, 0);
+  one_step(&b, 3);
+  s = look(&a);
+  assert_true(s.loss_scale == 1024 && s.good_updates == 0 && s.t == 3 && seed_of(&a) == 256);
+  read_all(&a, x);
+  read_all(&b, y);
+  assert_memory_equal(x, y, sizeof x);
+  close_fixture(&a);
+  close_fixture(&b);
+}
+
+/* Without a scale everything stands still from the bad step on, until somebody looks. */
+static void test_frozen_until_looked_at(void **state) {
+  fixture f = open_fixture(II_F32, II_F32);
+  const ii_optimizer_options o = options_adamw();
+  start(&f, &o);
+  scaled_step(&f, 0, 1, 0);
+  double before[VALUES], after[VALUES], e0[8], e1[8];
+  read_all(&f, before);
+  ii_tensor_read_f64(f.c, f.o.ema.avg[0], e0);
+  scaled_step(&f, 1, 1, NAN);
+  scaled_step(&f, 2, 1, 0);
+  read_all(&f, after);
+  ii_tensor_read_f64(f.c, f.o.ema.avg[0], e1);
+  assert_memory_equal(before, after, sizeof before);
+  assert_memory_equal(e0, e1, (size_t)sizes[0] * sizeof *e0);
+  ii_update_state s = look(&f);
+  assert_true(s.bad_step == 1 && s.bad_loss == 0 && isnan(s.bad_value) && s.t == 1);
+  assert_true(look(&f).bad_step == -1);
+  scaled_step(&f, 3, 1, 0);
+  assert_int_equal(look(&f).t, 2);
+  ii_tensor *loss = ii_tensor_new(f.c, II_F32, 0, NULL);
+  ii_tensor_write_f64(f.c, loss, &(double){2.5});
+  ii_optimizer_add_loss(&f.o, loss, 4);
+  ii_tensor_write_f64(f.c, loss, &(double){-INFINITY});
+  ii_optimizer_add_loss(&f.o, loss, 5);
+  scaled_step(&f, 5, 1, 0);
+  s = look(&f);
+  assert_true(s.bad_step == 5 && s.bad_loss == 1 && s.t == 2);
+  assert_true(s.loss_sum == 2.5 && s.loss_count == 1);
+  close_fixture(&f);
+}
+
 static void test_bf16_copies(void **state) {
   fixture f = open_fixture(II_F32, II_BF16);
   const ii_optimizer_options o = options_adamw();
@@ -440,11 +535,17 @@ static void test_plan_mode(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_torch_double),      cmocka_unit_test(test_torch_float),
-      cmocka_unit_test(test_unused_and_frozen), cmocka_unit_test(test_clip_of_large_gradients),
-      cmocka_unit_test(test_not_finite),        cmocka_unit_test(test_bf16_copies),
-      cmocka_unit_test(test_ema_of_buffers),    cmocka_unit_test(test_ema_swap),
-      cmocka_unit_test(test_state_round_trip),  cmocka_unit_test(test_plan_mode)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_torch_double),
+                                     cmocka_unit_test(test_torch_float),
+                                     cmocka_unit_test(test_unused_and_frozen),
+                                     cmocka_unit_test(test_clip_of_large_gradients),
+                                     cmocka_unit_test(test_not_finite),
+                                     cmocka_unit_test(test_loss_scale),
+                                     cmocka_unit_test(test_frozen_until_looked_at),
+                                     cmocka_unit_test(test_bf16_copies),
+                                     cmocka_unit_test(test_ema_of_buffers),
+                                     cmocka_unit_test(test_ema_swap),
+                                     cmocka_unit_test(test_state_round_trip),
+                                     cmocka_unit_test(test_plan_mode)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <time.h>
 #include "train_fixture.h"
+#include "kernels/device.h"
 
 enum { RESUMABLE = 85 };
 
@@ -21,6 +22,12 @@ static void fails(int code, const char *program, const char *arguments, const ch
     fail_msg("%s %s: '%s' does not say '%s'", program, arguments, text, part);
   const char *end = strchr(text, '\n');
   if (!end || end[1]) fail_msg("%s %s: more than one line: %s", program, arguments, text);
+}
+
+/* What a program says when it is asked for the last GPU of a thousand. */
+static const char *cuda_complaint(void) {
+  if (!*ii_cuda_engine_name()) return "this build has no CUDA engine";
+  return ii_cuda_device_count() ? "there is no GPU 999" : "--device cpu";
 }
 
 static void test_wrong_usage(void **unused) {
@@ -55,6 +62,8 @@ static void test_wrong_usage(void **unused) {
   fails(1, "train", text, "not a checkpoint");
   snprintf(text, sizeof text, "--config %s --set train.amp=fp16", fixture_path("tiny.cfg"));
   fails(1, "train", text, "bf16");
+  snprintf(text, sizeof text, "--config %s --device cuda:999", fixture_path("tiny.cfg"));
+  fails(1, "train", text, cuda_complaint());
   fails(2, "eval", "", "--checkpoint PATH is missing");
   fails(2, "eval", "--chekpoint x", "nearest one is --checkpoint");
   fails(1, "eval", "--checkpoint /nonexistent.h5", "/nonexistent.h5");

@@ -239,16 +239,16 @@ static ii_status doctor(const command *c, int *code, ii_error *err) {
                                   : c->options.device == II_CPU ? II_DOCTOR_CPU
                                                                 : II_DOCTOR_CUDA;
   bool passed;
-  II_TRY(ii_doctor_run(which, stdout, &passed, err));
+  II_TRY(ii_doctor_run(which, c->options.device_index, stdout, &passed, err));
   if (!passed) *code = 1;
   return ii_cli_flush(stdout, err);
 }
 
 /* A device that this program or machine lacks is said before any data is looked for. */
-static ii_status check_device(ii_device device, ii_error *err) {
+static ii_status check_device(ii_device device, int index, ii_error *err) {
   ii_kctx k;
-  const ii_engine_options o = {.device = device};
-  if (device == II_CPU || ii_cuda_device_count() > 0) return II_OK;
+  const ii_engine_options o = {.device = device, .index = index};
+  if (device == II_CPU || index < ii_cuda_device_count()) return II_OK;
   if (ii_engine_open(&k, &o)) return ii_error_set(err, II_ERR_DEVICE, "%s", k.error);
   ii_engine_close(&k);
   return II_OK;
@@ -258,7 +258,7 @@ static ii_status train(command *c, ii_error *err) {
   static bool terminal;
   ii_trainer *t;
   terminal = isatty(STDOUT_FILENO) == 1;
-  II_TRY(check_device(c->options.device, err));
+  II_TRY(check_device(c->options.device, c->options.device_index, err));
   catch_signals();
   c->options.stop = &stop_signal;
   c->options.say = (ii_say){print_line, &terminal};

@@ -102,6 +102,7 @@ static ii_status open_data(ii_trainer *t, ii_error *err) {
 static ii_status open_context(ii_trainer *t, ii_error *err) {
   const ii_config *cfg = t->cfg;
   t->ctx = ii_ctx_open(&(ii_ctx_options){.device = t->o.device,
+                                         .index = t->o.device_index,
                                          .threads = (int)cfg->train.threads,
                                          .deterministic = cfg->train.deterministic,
                                          .real = II_F32,
@@ -360,7 +361,7 @@ void ii_trainer_banner(const ii_trainer *t) {
   static const char *const schedules[] = {"cosine", "linear", "step"};
   const ii_config *c = t->cfg;
   const ii_say *s = &t->say;
-  char classes[256], ema[48] = "no average", scale[48] = "";
+  char classes[256], ema[48] = "no average", scale[48] = "", where[80];
   class_names(t, classes, sizeof classes);
   if (t->optimizer.ema.count) snprintf(ema, sizeof ema, "average %g", c->train.ema_decay);
   ii_say_line(s, II_SAY_NOTE, "model   %s (%s), %.2f M parameters, %lld px, drop path %g%s",
@@ -372,8 +373,11 @@ void ii_trainer_banner(const ii_trainer *t) {
               (long long)ii_dataset_size(t->val_set), classes);
   if (t->optimizer.options.loss_scale > 0)
     snprintf(scale, sizeof scale, ", loss scale %g", t->optimizer.options.loss_scale);
-  ii_say_line(s, II_SAY_NOTE, "device  %s, %d threads, %s%s; %d threads load images",
-              t->o.device == II_CPU ? "cpu" : ii_cuda_engine_name(), t->ctx->k.threads,
+  if (t->o.device == II_CPU)
+    snprintf(where, sizeof where, "cpu, %d threads", t->ctx->k.threads);
+  else
+    snprintf(where, sizeof where, "%s, GPU %d", ii_cuda_engine_name(), t->o.device_index);
+  ii_say_line(s, II_SAY_NOTE, "device  %s, %s%s; %d threads load images", where,
               ii_setup_precision_name(t->ctx->compute), scale, ii_loader_threads(t->loader));
   ii_say_line(s, II_SAY_NOTE,
               "recipe  %s, rate %.3g (%s, %g warm-up epochs), batch %lld x %lld, decay %g, "

@@ -21,8 +21,8 @@ static void erase_rect(const ii_erase_args *a, const ii_erase_rect *r) {
     real *x = (real *)a->x + ((r->image * a->H + r->top + row) * a->W + r->left) * a->C;
     for (int64_t i = 0; i < width; i++) {
       const int64_t e = a->mode == II_ERASE_RAND ? i % a->C : row * width + i;
-      /* neighbours share a block, but a row may begin inside one */
-      if (a->mode != II_ERASE_CONST && (e % 4 == 0 || i == 0)) normals(r, e / 4, z);
+      /* the elements of a block follow each other, across rows too */
+      if (a->mode != II_ERASE_CONST && e % 4 == 0) normals(r, e / 4, z);
       x[i] = z[e % 4];
     }
   }

@@ -10,12 +10,14 @@
  * to four, by rows and columns; so every element has one owner, and the four corners of a tap are
  * spread evenly. The order of a sum (32 outputs, tap, output, corner) depends on nothing else.
  *
- * Bytes: gx once, in its final type and without scratch; but offsets and modulations of a group
- * once per tile and slice, from the second-level cache: the work per image grows with the square of
- * its size. 64 x 56 x 56 x 128, G = 4: 28 tiles, 7168 warps, each 882 steps of some 60 instructions
- * to list and 28224/28 taps (and the halo) to add; an estimated 1-2 ms on an H200 beside some 1 ms
- * of the atomics; 200 x 320: 500 tiles, 18000 steps each, tens of milliseconds per image and group
- * of 32 channels. Limits: as forward. */
+ * Bytes: gx once, in its final type and without scratch; but the offsets and modulations of a group
+ * once per tile and slice, from the second-level cache. So the work per image grows with the square
+ * of its size: 56 x 56 has 28 tiles, each of 882 steps (a tap of 32 outputs, some 60 instructions)
+ * and about 1400 taps to add; 200 x 320 has 500 tiles, each of 18000 steps. Estimated, not
+ * measured: 64 x 56 x 56 x 128, G = 4, about as long as the atomics; 1 x 200 x 320 x 128, G = 4,
+ * ten times as long.
+ * Registers on sm_80, 90, 100: 56, 48, 48; fp64 72, 64, 56; no spills.
+ * Limits: as forward. */
 #include "kernels/cuda/dcn_units.h"
 
 namespace {
@@ -48,11 +50,11 @@ __device__ __forceinline__ tile tile_of(const plan &p, int G) {
   return t;
 }
 
-/* A listed tap: corner weights with the modulation; top left corner within the tile, from -1 on;
- * output pixel. */
+/* A listed tap: corner weights with the modulation; x, y: the top left corner within the tile, from
+ * -1 on; z: the output pixel. */
 template <typename R> struct listed {
   ii_dcn_quad<R> w;
-  int y, x, q;
+  int4 at;
 };
 
 /* Largest logit of an output's group, and 1 / sum of exp(logit - largest); 0 and 1 without softmax,
@@ -81,11 +83,9 @@ __device__ __forceinline__ bool find(const ii_dcn_shape<R> &s, const tile &t, co
   const int ho = q / s.Wo, wo = q - ho * s.Wo;
   const R dx = ii_up(offset[2 * k]), dy = ii_up(offset[2 * k + 1]);
   const ii_dcn_place<R> p = ii_dcn_locate(s, s.kh, ho, wo, k, dx, dy);
-  e->y = p.y0 - t.y;
-  e->x = p.x0 - t.x;
-  e->q = q;
-  if (!ii_dcn_inside(p.at) || e->y < -1 || e->y >= TILE_H || e->x < -1 || e->x >= TILE_W)
-    return false;
+  const int y = p.y0 - t.y, x = p.x0 - t.x;
+  if (!ii_dcn_inside(p.at) || y < -1 || y >= TILE_H || x < -1 || x >= TILE_W) return false;
+  e->at = make_int4(x, y, q, 0);
   R m = ii_up(mask[k]);
   if (s.softmax) m = ii_dcn_exp(m - r.most) * r.part;
   e->w = ii_dcn_quad_of<true>(p, m, s.scale);
@@ -113,10 +113,10 @@ __device__ __forceinline__ void add_outputs(const ii_dcn_shape<R> &s, const plan
     if (d + t.first < s.D && team < teams)
       for (int i = 0; i < __popc(all); i++) {
         const listed<R> e = list[i];
-        const R g = ii_up(gy[e.q * C + d]);
+        const R g = ii_up(gy[e.at.z * C + d]);
 #pragma unroll
         for (int c = 0; c < 4; c++) {
-          const int y = e.y + c / 2, x = e.x + c % 2;
+          const int y = e.at.y + c / 2, x = e.at.x + c % 2;
           if ((((y & 1) + 2 * (x & 1)) & (teams - 1)) == team && y >= 0 && y < TILE_H && x >= 0 &&
               x < TILE_W)
             sum[(y * TILE_W + x) * p.wide + d] += e.w.v[c] * g;

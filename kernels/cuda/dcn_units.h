@@ -56,11 +56,14 @@ static inline int ii_dcn_lanes(int64_t n) {
 /* Fills *s but for lanes and stride. Returns 1 with k->error for sizes the kernels cannot index. */
 template <typename R>
 static inline int ii_dcn_shape_of(ii_kctx *k, const ii_dcn_args *a, ii_dcn_shape<R> *s) {
-  const int64_t side = 1 << 24, K = ii_dcn_taps(a->kh, a->kw, a->remove_center);
+  const int64_t side = 1 << 24; /* further away, fp32 does not know one pixel from the next */
+  const int64_t K = ii_dcn_taps(a->kh, a->kw, a->remove_center);
   if (a->H > side || a->W > side || a->H * a->W > INT_MAX || a->Ho * a->Wo > INT_MAX ||
       a->C > INT_MAX || a->Ho * a->Wo * a->G > INT_MAX)
     return ii_cuda_error(k, "dcn: an image of %lld x %lld is too large; split it into tiles",
                          (long long)a->H, (long long)a->W);
+  if (a->N > INT_MAX)
+    return ii_cuda_error(k, "dcn: %lld images are too many; use smaller batches", (long long)a->N);
   const int64_t ch = ((int64_t)a->dil_h * (a->kh - 1)) >> 1;
   const int64_t cw = ((int64_t)a->dil_w * (a->kw - 1)) >> 1;
   s->pixels = a->H * a->W;
@@ -245,6 +248,7 @@ __device__ __forceinline__ ii_dcn_place<R> ii_dcn_locate(const ii_dcn_shape<R> &
 template <bool forward, typename R>
 __device__ __forceinline__ ii_dcn_quad<R> ii_dcn_quad_of(const ii_dcn_place<R> &p, R m, R scale) {
   if (!forward) return {{p.lx, p.ly, m, scale * m}};
+  if (!ii_dcn_inside(p.at)) m = R(0); /* whatever m is: NaN too */
   const R top = (R(1) - p.ly) * m, bottom = p.ly * m;
   return {{(R(1) - p.lx) * top, p.lx * top, (R(1) - p.lx) * bottom, p.lx * bottom}};
 }

@@ -137,6 +137,17 @@ template <int V, typename T> __device__ __forceinline__ void ii_store(T *p, cons
     *reinterpret_cast<ii_vec<T, V> *>(p) = v;
   }
 }
+/* V elements in 16 bytes, or one, that are read once and not soon again. p is in global memory, which
+ * nvcc does not see of a pointer that was loaded from a table; by intrinsics therefore. */
+template <int V, typename T> __device__ __forceinline__ void ii_load_once(const T *p, T (&r)[V]) {
+  static_assert(V == 1 || sizeof(T) * V == 16, "16 bytes or one element");
+  if constexpr (V == 1) {
+    r[0] = __ldcs(p);
+  } else {
+    const uint4 word = __ldcs(reinterpret_cast<const uint4 *>(p));
+    memcpy(r, &word, sizeof word);
+  }
+}
 /* Whether p may be accessed in vectors of V elements. */
 template <int V, typename T> static inline bool ii_aligned(const T *p) {
   return reinterpret_cast<uintptr_t>(p) % (sizeof(T) * V) == 0;

@@ -57,7 +57,7 @@ __device__ __forceinline__ void piece(const ii_update_tensor &t, const rules<R> 
   R p[V], g[V], m[V] = {}, v[V] = {}, e[V] = {};
   if (kind == II_UPDATE_SCALE) {
     R *at = static_cast<R *>(t.g) + i;
-    ii_get(at, g);
+    ii_load_once(at, g);
 #pragma unroll
     for (int j = 0; j < V; j++) g[j] *= f.scale;
     ii_put(at, g);
@@ -65,12 +65,12 @@ __device__ __forceinline__ void piece(const ii_update_tensor &t, const rules<R> 
   }
   R *pp = static_cast<R *>(t.p) + i, *mm = static_cast<R *>(t.m) + i;
   R *vv = static_cast<R *>(t.v) + i, *ee = static_cast<R *>(t.ema) + i;
-  ii_get(pp, p);
-  if (t.ema) ii_get(ee, e);
+  ii_load_once(pp, p);
+  if (t.ema) ii_load_once(ee, e);
   if (step) {
-    ii_get(static_cast<const R *>(t.g) + i, g);
-    if (t.m) ii_get(mm, m);
-    if (kind == II_UPDATE_ADAMW) ii_get(vv, v);
+    ii_load_once(static_cast<const R *>(t.g) + i, g);
+    if (t.m) ii_load_once(mm, m);
+    if (kind == II_UPDATE_ADAMW) ii_load_once(vv, v);
 #pragma unroll
     for (int j = 0; j < V; j++) {
       if (kind == II_UPDATE_ADAMW)
@@ -98,7 +98,7 @@ template <typename R> __device__ __forceinline__ bool aligned(const ii_update_te
 }
 
 template <int kind, typename R, typename L>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
     apply_kernel(const ii_update_tensor *tensors, const ii_update_chunk *chunks, const R *factor,
                  const ii_update_state *state, const rules<R> r) {
   constexpr int V = ii_wide<R>::n;

@@ -17,7 +17,7 @@ namespace {
 enum { NORM_THREADS = 512, CONTROL_THREADS = 256 };
 
 template <typename R>
-__global__ void __launch_bounds__(NORM_THREADS)
+__global__ void __launch_bounds__(NORM_THREADS, 2)
     norm_kernel(const ii_update_tensor *tensors, const ii_update_chunk *chunks, R *partial) {
   constexpr int V = ii_wide<R>::n;
   __shared__ R shared[32];
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
     const int whole = reinterpret_cast<uintptr_t>(g) % 16 ? 0 : n / V;
     for (int i = threadIdx.x; i < whole; i += NORM_THREADS) {
       R x[V];
-      ii_get(g + (int64_t)i * V, x);
+      ii_load_once(g + (int64_t)i * V, x);
 #pragma unroll
       for (int j = 0; j < V; j++) lane[j] += x[j] * x[j];
     }
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
 
 /* D is double. */
 template <typename D, typename R>
-__global__ void __launch_bounds__(CONTROL_THREADS) control_kernel(const ii_update_args a) {
+__global__ void __launch_bounds__(CONTROL_THREADS, 1) control_kernel(const ii_update_args a) {
   __shared__ D shared[32];
   __shared__ D corrections[2];
   __shared__ int64_t action;
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(CONTROL_THREADS) control_kernel(const ii_updat
 }
 
 template <typename D, typename R>
-__global__ void __launch_bounds__(32) loss_kernel(const ii_loss_add_args a) {
+__global__ void __launch_bounds__(32, 1) loss_kernel(const ii_loss_add_args a) {
   if (threadIdx.x == 0) ii_update_add_loss(&a, *static_cast<const R *>(a.loss), a.state);
 }
 

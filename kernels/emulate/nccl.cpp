@@ -307,7 +307,7 @@ ncclResult_t join(ncclComm_t *comm, int ranks, const ncclUniqueId &id, int rank,
     *comm = new ncclComm{c};
     return ncclSuccess;
   }
-  c->abort();
+  c->give_up();
   return result_of(*c);
 }
 
@@ -360,7 +360,7 @@ ncclResult_t ncclCommDestroy(ncclComm_t comm) {
 
 ncclResult_t ncclCommAbort(ncclComm_t comm) {
   if (!comm) return ncclSuccess;
-  comm->members->abort();
+  comm->members->give_up();
   delete comm;
   return ncclSuccess;
 }

@@ -185,7 +185,7 @@ ncclResult_t clique::join() {
   return ncclSuccess;
 }
 
-void clique::abort() {
+void clique::give_up() {
   if (mine_) mine_->store(ABORTED);
 }
 

@@ -31,7 +31,7 @@ public:
   ncclResult_t join();
   /* Tells the others that this rank has given up; what it waits for itself ends with an error.
    * Going out of existence tells them that it will not come again. */
-  void abort();
+  void give_up();
   /* Shows `c` to the others and compares what they show. */
   ncclResult_t agree(const collective &c);
   /* Where this rank puts its next piece; show() makes it visible to all and waits for theirs, which

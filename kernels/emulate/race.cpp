@@ -27,6 +27,9 @@ void race_end_block() {}
 #include <set>
 #include <vector>
 
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
 namespace ii_emu {
 namespace {
 
@@ -39,6 +42,9 @@ struct access {
 struct cell {
   access writer, reader, other; /* reader: the last one; other: an earlier one */
 };
+
+/* What an access does. COPY: of a structure, some of whose members may never have been needed. */
+enum { READ = 0, WRITE = 1, ATOMIC = 2, COPY = 4 };
 
 enum region_kind { REGION_DEVICE, REGION_DYNAMIC, REGION_STATIC };
 struct region {
@@ -158,13 +164,20 @@ inline void add_reader(cell &c, const access &now) {
   if (farther || stale) c.other = last;
 }
 
-void touch_cell(cell &c, uintptr_t p, const region &r, const access &now, bool write,
+inline bool same(const access &a, const access &b) {
+  return !memcmp(&a, &b, offsetof(access, place));
+}
+
+void touch_cell(cell &c, uintptr_t p, const region &r, const access &now, int action,
                 uint64_t since) {
+  const bool write = action & WRITE;
   const access &w = c.writer;
+  /* The same again, and nobody else meanwhile: a write would have removed the readers. */
+  if (write ? same(w, now) && !c.reader.stamp && !c.other.stamp : same(c.reader, now)) return;
   if (w.stamp >= since && (w.mask & now.mask) && !(w.atomic && now.atomic) && !ordered(w)) {
     conflict(p, r, now, write, w, true);
   }
-  if (r.kind != REGION_DEVICE && w.stamp < since && (!write || now.atomic)) {
+  if (r.kind != REGION_DEVICE && w.stamp < since && (!write || now.atomic) && !(action & COPY)) {
     if (!told.count({now.place, 0})) unwritten.push_back(early_read{r, p, now});
   }
   if (!write) {
@@ -180,30 +193,30 @@ void touch_cell(cell &c, uintptr_t p, const region &r, const access &now, bool w
   c.reader.stamp = c.other.stamp = 0;
 }
 
-void touch(const region &r, uintptr_t p, size_t bytes, bool write, bool atomic, uint32_t place) {
+void touch(const region &r, uintptr_t p, size_t bytes, int action, uint32_t place) {
   const uint64_t since = r.kind == REGION_DEVICE ? running.launch_start : running.block_start;
   const uintptr_t end = p + bytes;
   if (end > r.end) {
     report(true, "access over the end", "%s of %zu bytes at %s by thread %d of the block at%s",
-           write ? "write" : "read", bytes, what(p, r).c_str(), running.thread,
+           action & WRITE ? "write" : "read", bytes, what(p, r).c_str(), running.thread,
            source(place).c_str());
     return;
   }
-  access now;
+  access now = {};
   now.stamp = running.now;
   now.thread = (uint64_t)running.thread;
-  now.atomic = atomic;
+  now.atomic = (action & ATOMIC) != 0;
   now.block = (uint32_t)running.block;
   now.place = place;
   for (uintptr_t at = p & ~(uintptr_t)1; at < end; at += 2) {
+    cell &c = r.cells[(at - (r.start & ~(uintptr_t)1)) / 2];
     now.mask = (at >= p ? 1u : 0u) | (at + 1 < end ? 2u : 0u);
-    touch_cell(r.cells[(at - (r.start & ~(uintptr_t)1)) / 2], std::max(at, p), r, now, write,
-               since);
+    touch_cell(c, std::max(at, p), r, now, action, since);
   }
 }
 
 /* The region that holds p; false when it is none that is watched. */
-bool find_region(uintptr_t p, bool write, size_t bytes, uint32_t place, region *out) {
+bool find_region(uintptr_t p, int action, size_t bytes, uint32_t place, region *out) {
   uintptr_t start;
   size_t n;
   if (in_image((void *)p)) {
@@ -221,16 +234,23 @@ bool find_region(uintptr_t p, bool write, size_t bytes, uint32_t place, region *
     report(true, "invalid access",
            "%s of %zu bytes at %p, which is neither device memory nor shared memory of the block, "
            "at%s",
-           write ? "write" : "read", bytes, (void *)p, source(place).c_str());
+           action & WRITE ? "write" : "read", bytes, (void *)p, source(place).c_str());
   }
   return false;
 }
 
-void check(uintptr_t p, size_t bytes, bool write, bool atomic, uint32_t place) {
-  if (p - running.stack < running.stack_end - running.stack) return;
+/* threadIdx and the like, which every kernel reads all the time. */
+inline bool is_position(uintptr_t p) {
+  return p - (uintptr_t)&threadIdx < sizeof threadIdx ||
+         p - (uintptr_t)&blockIdx < sizeof blockIdx || p - (uintptr_t)&blockDim < sizeof blockDim ||
+         p - (uintptr_t)&gridDim < sizeof gridDim;
+}
+
+void check(uintptr_t p, size_t bytes, int action, uint32_t place) {
+  if (p - running.stack < running.stack_end - running.stack || is_position(p)) return;
   if (p - (uintptr_t)running.l->body < running.l->body->bytes) return;
   if (p - (uintptr_t)running.dynamic_shared < running.l->shared_bytes) {
-    touch(dynamic_region(), p, bytes, write, atomic, place);
+    touch(dynamic_region(), p, bytes, action, place);
     return;
   }
   if (recent_version != allocations_version()) {
@@ -239,24 +259,25 @@ void check(uintptr_t p, size_t bytes, bool write, bool atomic, uint32_t place) {
   }
   for (const region &r : recent) {
     if (p - r.start < r.end - r.start) {
-      touch(r, p, bytes, write, atomic, place);
+      touch(r, p, bytes, action, place);
       return;
     }
   }
   region r;
-  if (!find_region(p, write, bytes, place, &r)) return;
+  if (!find_region(p, action, bytes, place, &r)) return;
   recent[next_recent++ % 8] = r;
-  touch(r, p, bytes, write, atomic, place);
+  touch(r, p, bytes, action, place);
 }
 
-inline void hook(const void *p, size_t bytes, bool write, bool aligned, const void *pc) {
+inline void hook(const void *p, size_t bytes, int action, bool aligned, const void *pc) {
   if (!in_kernel_thread) return;
-  const uint32_t place = (uint32_t)((uintptr_t)pc - 1 - image_base());
+  static const uintptr_t base = image_base();
+  const uint32_t place = (uint32_t)((uintptr_t)pc - 1 - base);
   if (aligned && (uintptr_t)p % bytes && told.insert({place, 2}).second) {
-    report(true, "misaligned access", "%s of %zu bytes at %p, at%s", write ? "write" : "read",
-           bytes, p, source(place).c_str());
+    report(true, "misaligned access", "%s of %zu bytes at %p, at%s",
+           action & WRITE ? "write" : "read", bytes, p, source(place).c_str());
   }
-  check((uintptr_t)p, bytes, write, false, place);
+  check((uintptr_t)p, bytes, action, place);
 }
 
 } // namespace
@@ -266,7 +287,7 @@ void race_atomic(const void *p, size_t bytes, const char *file, int line) {
   size_t i = 0;
   while (i < sites.size() && (sites[i].second != line || sites[i].first != file)) i++;
   if (i == sites.size()) sites.push_back({file, line});
-  check((uintptr_t)p, bytes, true, true, IS_SITE | (uint32_t)i);
+  check((uintptr_t)p, bytes, WRITE | ATOMIC, IS_SITE | (uint32_t)i);
 }
 
 void race_end_block() {
@@ -290,28 +311,28 @@ void race_forget(uintptr_t address, size_t bytes) {
 
 } // namespace ii_emu
 
-using ii_emu::hook;
+using namespace ii_emu;
 
 extern "C" {
 
 #define II_EMU_HOOK(n)                                                                             \
   void __tsan_read##n(void *p) {                                                                   \
-    hook(p, n, false, true, __builtin_return_address(0));                                          \
+    hook(p, n, READ, true, __builtin_return_address(0));                                           \
   }                                                                                                \
   void __tsan_write##n(void *p) {                                                                  \
-    hook(p, n, true, true, __builtin_return_address(0));                                           \
+    hook(p, n, WRITE, true, __builtin_return_address(0));                                          \
   }                                                                                                \
   void __tsan_unaligned_read##n(void *p) {                                                         \
-    hook(p, n, false, false, __builtin_return_address(0));                                         \
+    hook(p, n, READ, false, __builtin_return_address(0));                                          \
   }                                                                                                \
   void __tsan_unaligned_write##n(void *p) {                                                        \
-    hook(p, n, true, false, __builtin_return_address(0));                                          \
+    hook(p, n, WRITE, false, __builtin_return_address(0));                                         \
   }                                                                                                \
   void __tsan_volatile_read##n(void *p) {                                                          \
-    hook(p, n, false, true, __builtin_return_address(0));                                          \
+    hook(p, n, READ, true, __builtin_return_address(0));                                           \
   }                                                                                                \
   void __tsan_volatile_write##n(void *p) {                                                         \
-    hook(p, n, true, true, __builtin_return_address(0));                                           \
+    hook(p, n, WRITE, true, __builtin_return_address(0));                                          \
   }
 II_EMU_HOOK(1)
 II_EMU_HOOK(2)
@@ -320,10 +341,10 @@ II_EMU_HOOK(8)
 II_EMU_HOOK(16)
 
 void __tsan_read_range(void *p, unsigned long n) {
-  if (n) hook(p, n, false, false, __builtin_return_address(0));
+  if (n) hook(p, n, READ | COPY, false, __builtin_return_address(0));
 }
 void __tsan_write_range(void *p, unsigned long n) {
-  if (n) hook(p, n, true, false, __builtin_return_address(0));
+  if (n) hook(p, n, WRITE | COPY, false, __builtin_return_address(0));
 }
 void __tsan_init(void) {}
 void __tsan_func_entry(void *) {}

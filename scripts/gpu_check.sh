@@ -1,0 +1,384 @@
+#!/usr/bin/env bash
+# gpu_check.sh [--build DIR] [--out DIR] [--data DIR] [--device cuda[:N]] [--limit SECONDS] [--quick]
+#
+# Checks and measures everything on a machine with a GPU, in less than ten minutes, and writes
+# report.md, report.json and all logs into --out (gpu_check/). Tests come first:
+#   1. hardware, driver and versions; train --doctor, which tests every kernel
+#   2. the tests of the CUDA engine: op tests, its own tests, the reference data
+#   3. compute-sanitizer (memcheck, racecheck, initcheck, synccheck) over the doctor's kernels
+#   4. training steps, the deformable convolution, all ops: times and shares of the machine's limits
+#   5. the same beside PyTorch, and beside the official extensions DCNv3 and DCNv4, where installed
+#   6. with --data DIR (folders train/<class> and val/<class> of CIFAR-10): a micro run
+# What is missing is reported, never passed over.
+#
+# --build: a folder with bin/ (a build, or what gpu_bundle.sh packed); NVIDIA's libraries are found
+#   in its lib/, in the system, or among the packages of PyTorch. Without it the programs are built
+#   here, in build/gpu_check, for this machine's GPU (needs nvcc and the packages of setup.sh).
+# --limit: seconds for everything after the build (540). --quick: doctor and tests, and a glance at
+#   the rest. With an emulated engine the timings mean nothing and are cut down in the same way.
+# Exit status: 0 passed, 1 a test failed, 2 wrong usage, 77 no GPU (a report is written all the same).
+set -uo pipefail
+export LC_ALL=C
+root=$(cd "$(dirname "$0")/.." && pwd)
+build='' out='' data='' device=cuda limit=540 quick=0
+
+usage() {
+  echo "gpu_check: $1 (see the head of $0)" >&2
+  exit 2
+}
+while [ $# -gt 0 ]; do
+  case $1 in
+  --quick) quick=1 ;;
+  --build | --out | --data | --device | --limit)
+    [ $# -ge 2 ] || usage "$1 needs a value"
+    declare "${1#--}=$2"
+    shift
+    ;;
+  *) usage "unknown flag $1" ;;
+  esac
+  shift
+done
+case $device in cuda | cuda:[0-9]*) ;; *) usage "--device is cuda or cuda:N" ;; esac
+case $limit in '' | *[!0-9]*) usage "--limit is a number of seconds" ;; esac
+[ -z "$build" ] || build=$(cd "$build" 2>/dev/null && pwd) || usage "--build: there is no such folder"
+[ -z "$build" ] || [ -x "$build/bin/train" ] || usage "--build: $build/bin/train is missing"
+if [ -n "$data" ]; then
+  data=$(cd "$data" 2>/dev/null && pwd) || usage "--data: there is no such folder"
+  [ -d "$data/train" ] && [ -d "$data/val" ] || usage "--data: $data needs folders train and val"
+fi
+out=${out:-gpu_check}
+mkdir -p "$out/logs" "$out/phases" || exit 2
+out=$(cd "$out" && pwd)
+rm -f "$out"/logs/* "$out"/phases/* "$out"/report.* "$out"/*.jsonl
+cd "$root" || exit 2
+
+# ---- phases -------------------------------------------------------------------------------------
+# Each leaves phases/NUMBER-NAME with lines "key value"; a note explains what is no pass.
+
+now() { date +%s; }
+started=$(now) number=0 failed=0
+left() { echo $((started + limit - $(now))); }
+
+record() { # FILE NAME KIND STATUS SECONDS NOTE COMMAND
+  printf 'name %s\nkind %s\nstatus %s\nseconds %s\nnote %s\ncommand %s\n' "$2" "$3" "$4" "$5" "$6" \
+    "$7" >"$1"
+}
+say() { printf '%-34s %-8s %6s  %s\n' "$1" "$2" "${3:+$3 s}" "$4"; }
+
+note() { # NAME KIND STATUS TEXT: something that was not run
+  number=$((number + 1))
+  record "$out/phases/$(printf %02d $number)" "$1" "$2" "$3" 0 "$4" ""
+  say "$1" "$3" "" "$4"
+}
+
+reason() { # LOG: the line of a failed run that says most
+  { grep -aE '^ERROR: |FAILED [a-z]' "$1" || grep -aE '\] --- |[Ee]rror|FAILED' "$1" || tail -n 1 "$1"; } |
+    head -1 | cut -c1-300
+}
+
+# KIND test: a failure fails the whole. bench, info: it is reported.
+phase() { # NAME KIND SECONDS COMMAND...
+  number=$((number + 1))
+  run_phase "$(printf %02d $number)" "$@"
+}
+run_phase() { # NUMBER NAME KIND SECONDS COMMAND...
+  local file=$out/phases/$1 name=$2 kind=$3 most=$4 log=$out/logs/$2.log rest status=passed why='' t0 rc
+  shift 4
+  rest=$(left)
+  [ "$most" -le "$rest" ] || most=$rest
+  if [ "$most" -lt 3 ]; then
+    [ "$kind" = test ] && status=timeout || status=skipped
+    record "$file" "$name" "$kind" $status 0 "no time left (--limit $limit)" "$*"
+    say "$name" $status "" "no time left"
+    return
+  fi
+  t0=$(date +%s.%N)
+  timeout -k 5 "$most" "$@" >"$log" 2>&1 </dev/null
+  rc=$?
+  case $rc in
+  0) ;;
+  77) status=skipped why=$(grep -v '^$' "$log" | tail -1) ;;
+  124 | 137) status=timeout why="stopped after $most s" ;;
+  *) status=failed why="exit status $rc: $(reason "$log")" ;;
+  esac
+  t0=$(awk -v a="$t0" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }')
+  record "$file" "$name" "$kind" "$status" "$t0" "$why" "$*"
+  say "$name" "$status" "$t0" "$why"
+}
+
+# ---- reports ------------------------------------------------------------------------------------
+
+facts=()
+fact() { facts+=("$1" "$2"); } # NAME VALUE
+
+quote() { # stdin as the inside of a JSON string
+  awk '{ gsub(/\\/, "\\\\"); gsub(/"/, "\\\""); gsub(/\t/, "\\t"); gsub(/[\001-\037]/, "")
+         printf "%s%s", (NR > 1 ? "\\n" : ""), $0 }'
+}
+text() { printf '"%s"' "$(printf '%s' "$1" | quote)"; }
+of() { sed -n "s/^$2 //p" "$1"; } # FILE KEY
+
+lines_as_json() { # FILE.jsonl: its lines as a JSON list
+  awk '/^\{.*\}$/ { printf "%s\n    %s", n++ ? "," : "", $0 } END { if (n) printf "\n  " }' "$1"
+}
+
+write_json() { # VERDICT
+  local i f first=1 sep=''
+  printf '{\n  "verdict": %s,\n  "seconds": %s,\n  "facts": {' "$(text "$1")" $(($(now) - started))
+  for ((i = 0; i < ${#facts[@]}; i += 2)); do
+    printf '%s\n    %s: %s' "$sep" "$(text "${facts[i]}")" "$(text "${facts[i + 1]}")"
+    sep=,
+  done
+  printf '\n  },\n  "phases": ['
+  for f in "$out"/phases/*; do
+    [ $first = 1 ] || printf ','
+    first=0
+    printf '\n    {"name": %s, "kind": %s, "status": %s, "seconds": %s, "note": %s, "command": %s}' \
+      "$(text "$(of "$f" name)")" "$(text "$(of "$f" kind)")" "$(text "$(of "$f" status)")" \
+      "$(of "$f" seconds)" "$(text "$(of "$f" note)")" "$(text "$(of "$f" command)")"
+  done
+  printf '\n  ]'
+  for f in "$out"/*.jsonl; do
+    [ -s "$f" ] && printf ',\n  %s: [%s]' "$(text "$(basename "$f" .jsonl)")" "$(lines_as_json "$f")"
+  done
+  printf '\n}\n'
+}
+
+table() { # FILE.jsonl TITLE=FIELD ...: a Markdown table of the lines that have the first field
+  local file=$1
+  shift
+  awk -v columns="$(printf '%s\n' "$@")" '
+    function field(name,   s) {
+      if (!match($0, "\"" name "\": *(\"[^\"]*\"|[^,}]*)")) return ""
+      s = substr($0, RSTART, RLENGTH); sub(/^"[^"]*": */, "", s); gsub(/"/, "", s); return s
+    }
+    BEGIN {
+      n = split(columns, c, "\n")
+      for (i = 1; i <= n; i++) { split(c[i], p, "="); h = h "| " p[1] " "; key[i] = p[2]; r = r "|---" }
+      print h "|\n" r "|"
+    }
+    field(key[1]) != "" { for (i = 1; i <= n; i++) printf "| %s ", field(key[i]); print "|" }' "$file"
+}
+
+section() { # TITLE FILE.jsonl TITLE=FIELD ...
+  [ -s "$out/$2" ] || return 0
+  printf '\n## %s\n\n' "$1"
+  table "$out/$2" "${@:3}"
+}
+
+write_markdown() { # VERDICT
+  local i f
+  printf '# GPU check: %s\n\n%s, %d seconds.\n\n| | |\n|---|---|\n' "$1" "$(date -u +%FT%TZ)" \
+    $(($(now) - started))
+  for ((i = 0; i < ${#facts[@]}; i += 2)); do printf '| %s | %s |\n' "${facts[i]}" "${facts[i + 1]}"; done
+  printf '\n## What was run\n\n| phase | status | seconds | note | command |\n|---|---|---|---|---|\n'
+  for f in "$out"/phases/*; do
+    printf '| %s | %s | %s | %s | %s |\n' "$(of "$f" name)" "$(of "$f" status)" "$(of "$f" seconds)" \
+      "$(of "$f" note | tr '|' '/')" "$(of "$f" command | sed 's/..*/`&`/; s/|/\\|/g')"
+  done
+  section "Training steps" steps.jsonl step=name s/step=step_s images/s=images_per_s \
+    forward=forward_s backward=backward_s update=update_s "peak MiB=peak_mib" "GFLOP/s=step_gflops"
+  section "Training steps of the official model in PyTorch" torch_steps.jsonl step=name s/step=step_s \
+    images/s=images_per_s "peak MiB=peak_mib"
+  section "Deformable and depthwise convolution" dcn.jsonl op=op shape=shape type=dtype \
+    "forward ms=fwd_ms" "forward+backward ms=fwd_bwd_ms" "forward MB=fwd_MB"
+  section "The same in PyTorch and the official extensions" torch_ops.jsonl op=op shape=shape \
+    type=dtype "forward ms=fwd_ms" "forward+backward ms=fwd_bwd_ms"
+  section "Limits of this machine" ops.jsonl limit=limit type=dtype GB/s=GB_s GFLOP/s=GFLOP_s
+  section "Ops: times, and shares of those limits" ops.jsonl op=op shape=shape type=dtype \
+    "forward ms=fwd_ms" "% copy=fwd_pct_copy" "% gemm=fwd_pct_gemm" "backward ms=bwd_ms" \
+    "% copy=bwd_pct_copy" "% gemm=bwd_pct_gemm"
+  if [ -s "$out/logs/doctor.log" ]; then
+    printf '\n## The doctor\n\n```\n%s\n```\n' "$(cat "$out/logs/doctor.log")"
+  fi
+}
+
+finish() { # VERDICT EXIT-STATUS
+  write_json "$1" >"$out/report.json"
+  write_markdown "$1" >"$out/report.md"
+  echo "gpu_check: $1; $out/report.md, $out/report.json"
+  exit "$2"
+}
+
+# ---- the machine --------------------------------------------------------------------------------
+
+fact system "$(uname -srm); $(sed -n 's/^PRETTY_NAME="\(.*\)"/\1/p' /etc/os-release 2>/dev/null)"
+fact processors "$(nproc) of $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | sort -u | head -1)"
+if command -v nvidia-smi >/dev/null; then
+  query=name,memory.total,driver_version,pstate,clocks.sm,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu,utilization.gpu
+  fact nvidia-smi "$(nvidia-smi --query-gpu=$query --format=csv,noheader 2>&1 | paste -sd';')"
+  fact nvidia-smi-columns $query
+else
+  fact nvidia-smi "absent"
+fi
+fact commit "$(cat VERSION_BUILT 2>/dev/null || git describe --always --dirty --abbrev=40 2>/dev/null || echo unknown)"
+nvcc=$(command -v nvcc || ls "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" 2>/dev/null || true)
+fact nvcc "$([ -n "$nvcc" ] && "$nvcc" --version | sed -n 's/.*release //p' || echo absent)"
+
+python='' python_nvidia=''
+for p in "${PYTHON:-}" python3 /usr/bin/python3; do
+  if [ -n "$p" ] && "$p" -c 'import torch' 2>/dev/null; then python=$p; break; fi
+done
+
+if [ -z "$build" ]; then
+  build=$root/build/gpu_check
+  limit_saved=$limit limit=$((limit + 1200)) # building has its own time
+  phase configure test 120 cmake --preset cuda -B "$build" -DCMAKE_CUDA_ARCHITECTURES=native
+  phase build test 1200 cmake --build "$build" --parallel "$(nproc)"
+  limit=$limit_saved started=$(now)
+  if [ ! -x "$build/bin/train" ]; then finish "FAILED: the programs cannot be built here (logs/build.log, logs/configure.log)" 1; fi
+fi
+bin=$build/bin
+fact build "$build"
+
+# NVIDIA's libraries, where the loader does not find them by itself.
+paths=$build/lib
+if ldd "$bin/train" 2>/dev/null | grep -q 'not found'; then
+  python_nvidia=$("${python:-python3}" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)/nvidia
+  for f in $(LD_LIBRARY_PATH=$paths ldd "$bin/train" | awk '/not found/ { print $1 }'); do
+    for d in "${CUDA_HOME:-/usr/local/cuda}/lib64" "$python_nvidia"; do
+      at=$(find -L "$d" -maxdepth 4 -name "$f" 2>/dev/null | head -1)
+      if [ -n "$at" ]; then paths=$paths:$(dirname "$at"); break; fi
+    done
+  done
+fi
+export LD_LIBRARY_PATH=$paths${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+missing=$(ldd "$bin/train" 2>&1 | grep 'not found' | paste -sd' ')
+fact library-path "$LD_LIBRARY_PATH"
+export II_TEST_DEVICE=$device II_BIN_DIR=$bin
+[ -z "$missing" ] || finish "FAILED: libraries are missing here: $missing" 1
+
+# ---- tests --------------------------------------------------------------------------------------
+
+phase doctor test 120 "$bin/train" --doctor --device "$device"
+if grep -q '^cuda: not tested' "$out/logs/doctor.log"; then
+  failed_text=$(sed -n 's/^cuda: not tested: //p' "$out/logs/doctor.log")
+  finish "no GPU was checked: $failed_text" 77
+fi
+emulated=0
+if grep -q '^engines .*emulated' "$out/logs/doctor.log"; then emulated=1; fi
+for what in engines 'GPU code' driver 'GPU 0' HDF5 oneDNN 'CUDA runtime' cuBLASLt cuDNN; do
+  value=$(sed -n "s/^ *$what  *//p" "$out/logs/doctor.log" | head -1 | tr -s ' ')
+  [ -z "$value" ] || fact "$what" "$value"
+done
+[ $emulated = 0 ] || fact device "EMULATED on the processor: correctness only, every timing is meaningless"
+
+shopt -s nullglob
+tests=("$bin"/test_ops{,_dcn,_special,_update} "$bin"/test_selftest "$bin"/test_cuda_*)
+golden=(tests/golden/*.h5 tests/golden/*.json.gz)
+for t in "${tests[@]}"; do # side by side: the GPU has room for all of them
+  if [ ! -x "$t" ]; then
+    note "$(basename "$t")" test absent "not in this build"
+    continue
+  fi
+  number=$((number + 1))
+  run_phase "$(printf %02d $number)" "$(basename "$t")" test 300 "$t" &
+  [ $((number % ($(nproc) > 8 ? 8 : $(nproc)))) -ne 0 ] || wait
+done
+wait
+if [ ${#golden[@]} -gt 0 ] && [ -x "$bin/golden_check" ]; then
+  phase golden_check test 240 "$bin/golden_check" --device "$device" "${golden[@]}"
+else
+  note golden_check test absent "golden_check or its files (tests/golden) are not here"
+fi
+
+sanitizer=$(command -v compute-sanitizer ||
+  ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null || true)
+if [ $emulated = 1 ]; then
+  note compute-sanitizer test absent "emulated device: the emulator's own checks do this work"
+elif [ -z "$sanitizer" ]; then
+  note compute-sanitizer test absent "not installed (CUDA toolkit)"
+else
+  tools=(memcheck racecheck synccheck initcheck)
+  [ $quick = 0 ] || tools=(memcheck)
+  for tool in "${tools[@]}"; do
+    phase "sanitizer-$tool" test 90 "$sanitizer" --tool $tool --error-exitcode 9 \
+      "$bin/train" --doctor --device "$device"
+    if grep -q 'Device not supported' "$out/logs/sanitizer-$tool.log"; then
+      sed -i 's/^status .*/status absent/; s/^note .*/note compute-sanitizer refuses this device/' \
+        "$out/phases/$(printf %02d $number)"
+      break
+    fi
+  done
+fi
+
+# ---- times --------------------------------------------------------------------------------------
+
+bench() { # FILE.jsonl NAME SECONDS COMMAND...: its JSON lines are kept
+  local file=$out/$1 name=$2
+  if [ ! -x "$4" ]; then
+    note "$name" bench absent "$4 is not in this build"
+    return
+  fi
+  phase "$name" bench "${@:3}"
+  grep -s '^{.*}$' "$out/logs/$name.log" >>"$file" || true
+}
+small=$((quick | emulated))
+if [ $small = 1 ]; then
+  n=$((emulated ? 2 : 32))
+  bench steps.jsonl step-quickstart 60 "$bin/bench_step" --config quickstart --batch $n --steps 2 --device "$device"
+  bench dcn.jsonl dcn 60 "$bin/bench_dcn" --device "$device" --batch 1 --repeat 1 --flush 1
+  bench ops.jsonl ops 60 "$bin/bench_ops" --device "$device" --batch 1 --repeat 1 --shapes 1 --flush 1 \
+    --only add --only gelu --dtype f32 --dtype bf16
+else
+  for amp in bf16 fp16 none; do
+    bench steps.jsonl "step-internimage_t-$amp" 45 "$bin/bench_step" --config internimage_t_1k \
+      --batch 128 --steps 10 --amp $amp --device "$device" --profile
+  done
+  bench steps.jsonl step-flash_internimage_t-bf16 45 "$bin/bench_step" \
+    --config flash_internimage_t_1k --batch 128 --steps 10 --amp bf16 --device "$device" --profile
+  bench dcn.jsonl dcn 45 "$bin/bench_dcn" --device "$device" --batch 64 --repeat 15
+  bench ops.jsonl ops 120 "$bin/bench_ops" --device "$device" --batch 64 --repeat 9 --dtype bf16 \
+    --dtype f16 --dtype f32
+fi
+
+if [ -z "$python" ]; then
+  note pytorch bench absent "no python3 that imports torch (PYTHON chooses one)"
+elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  note pytorch bench absent "$python has torch, but without a GPU that it can use"
+else
+  fact PyTorch "$("$python" -c 'import torch; print(torch.__version__, "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version())')"
+  torch=(env -u LD_LIBRARY_PATH "$python" -W ignore)
+  phase torch-ops bench 60 "${torch[@]}" bench/torch_gpu_ops.py --batch $((quick ? 4 : 64)) --repeat $((quick ? 3 : 15))
+  grep -s '^{.*}$' "$out/logs/torch-ops.log" >>"$out/torch_ops.jsonl" || true
+  for extension in DCNv3 DCNv4; do
+    missing=$(sed -n "s/^absent: $extension: //p" "$out/logs/torch-ops.log" 2>/dev/null)
+    [ -z "$missing" ] || note "official-$extension" bench absent "$missing"
+  done
+  if [ -n "${OFFICIAL:-}" ]; then
+    for amp in bf16 fp16 none; do
+      phase "torch-step-$amp" bench 45 "${torch[@]}" bench/torch_gpu_step.py --official "$OFFICIAL" \
+        --batch 128 --steps 10 --amp $amp
+      grep -s '^{.*}$' "$out/logs/torch-step-$amp.log" >>"$out/torch_steps.jsonl" || true
+    done
+  else
+    note torch-step bench absent "OFFICIAL does not name the classification folder of an InternImage checkout"
+  fi
+fi
+
+# ---- a training run -----------------------------------------------------------------------------
+
+if [ -z "$data" ]; then
+  note cifar10 bench absent "no --data"
+else
+  run=$out/cifar10
+  rm -rf "$run"
+  rest=$(($(left) - 10))
+  [ $rest -le 150 ] || rest=150
+  # SIGTERM makes the trainer save and leave with 85: what it reached by then counts
+  phase cifar10 bench $((rest + 20)) bash -c 'timeout -s TERM "$1" "${@:2}"; rc=$?; [ $rc = 124 ] || [ $rc = 85 ] || exit $rc' \
+    cifar10 $rest "$bin/train" --config cifar10.cfg --device "$device" --set "data.root=$data" \
+    --set "train.output_dir=$run" --set train.amp=bf16 --set train.epochs=$((small ? 1 : 6)) \
+    --set train.eval_every_epochs=1
+  best=$(sed -n 's/.*"kind": *"val".*"top1": *\([0-9.]*\).*/\1/p' "$run/metrics.jsonl" 2>/dev/null | sort -n | tail -1)
+  epochs=$(sed -n 's/.*"kind": *"val".*"epoch": *\([0-9]*\).*/\1/p' "$run/metrics.jsonl" 2>/dev/null | tail -1)
+  [ -z "$best" ] || fact "CIFAR-10 micro run" "best top-1 $best % after ${epochs:-?} epochs"
+fi
+
+for f in "$out"/phases/*; do
+  case $(of "$f" kind)-$(of "$f" status) in
+  test-failed | test-timeout) failed=$((failed + 1)) ;;
+  esac
+done
+[ $failed = 0 ] || finish "FAILED: $failed tests failed or were not finished" 1
+finish "all tests passed$([ $emulated = 0 ] || echo ' (emulated device)')" 0
