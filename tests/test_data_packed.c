@@ -317,6 +317,14 @@ static void test_orientation_stays(void **state) {
   ii_image_free(&b);
 }
 
+#ifdef __SANITIZE_ADDRESS__
+/* HDF5 itself does not free everything when it refuses a damaged file. */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void) {
+  return "leak:libhdf5";
+}
+#endif
+
 /* ---- damage ----------------------------------------------------------------------------------*/
 
 static void write_file(const char *path, const uint8_t *bytes, int64_t n) {
@@ -444,7 +452,7 @@ static void test_killed(void **state) {
   ii_dataset *d;
   char *path = in_root("killed.h5"), keep[600];
   strcpy(keep, path);
-  int none = 0, old = 0, finished = 0;
+  int none = 0, old = 0, finished = 0, halfway = 0;
   for (int k = 0; k < 60; k++) {
     if (k == 30) make(folder, keep, 0); /* from here on there is an old one */
     pid_t child = fork();
@@ -462,6 +470,7 @@ static void test_killed(void **state) {
     ii_error_clear(&err);
     if (access(keep, F_OK) != 0) {
       assert_true(k < 30);
+      halfway += count_files("killed-") > 0;
       none++;
       continue;
     }
@@ -471,7 +480,7 @@ static void test_killed(void **state) {
     old += k >= 30;
     if (k < 30) unlink(keep);
   }
-  assert_true(none > 0 && old == 30);
+  assert_true(none > 0 && halfway > 0 && old == 30 && finished < 60);
   make(folder, keep, 0); /* leaves nothing of the killed ones behind */
   assert_int_equal(count_files("killed"), 2);
 }
@@ -520,12 +529,24 @@ static void test_errors(void **state) {
 
 /* ---- shared memory ---------------------------------------------------------------------------*/
 
+/* Copies of the shards of the pack: their names have the number of the file in them. */
 static int count_copies(void) {
   int n = 0;
-  DIR *f = opendir("/dev/shm");
-  for (const struct dirent *e; f && (e = readdir(f)) != NULL;)
-    n += strncmp(e->d_name, "ii-pack-", 8) == 0;
-  if (f) closedir(f);
+  DIR *f = opendir("/dev/shm"), *files = opendir(root);
+  assert_true(f && files);
+  for (const struct dirent *s; (s = readdir(files)) != NULL;) {
+    struct stat st;
+    char number[40];
+    if (strncmp(s->d_name, "pack-", 5) != 0) continue;
+    assert_int_equal(stat(in_root(s->d_name), &st), 0);
+    snprintf(number, sizeof number, "-%llx-%llx-%llx-", (unsigned long long)st.st_dev,
+             (unsigned long long)st.st_ino, (unsigned long long)st.st_size);
+    rewinddir(f);
+    for (const struct dirent *e; (e = readdir(f)) != NULL;)
+      n += strncmp(e->d_name, "ii-pack-", 8) == 0 && strstr(e->d_name, number);
+  }
+  closedir(f);
+  closedir(files);
   return n;
 }
 
@@ -537,7 +558,6 @@ static void test_shared_memory(void **state) {
   int status, ready[2], go[2];
   char byte;
   make(folder, pack, 1);
-  const int before = count_copies();
   assert_true(pipe(ready) == 0 && pipe(go) == 0);
   for (int i = 0; i < PROCESSES; i++) {
     child[i] = fork();
@@ -557,13 +577,15 @@ static void test_shared_memory(void **state) {
     assert_int_equal(read(ready[0], &byte, 1), 1);
     assert_int_equal(byte, 'y');
   }
-  assert_int_equal(count_copies(), before + 2); /* two shards */
+  assert_int_equal(count_copies(), 2);                       /* one of each shard */
+  assert_int_equal(waitpid(child[4], &status, 0), child[4]); /* its lock is gone */
+  assert_true(WIFSIGNALED(status));
   close(go[1]);
-  for (int i = 0; i < PROCESSES; i++) {
+  for (int i = 0; i < 4; i++) {
     assert_int_equal(waitpid(child[i], &status, 0), child[i]);
-    assert_true(i == 4 ? WIFSIGNALED(status) : WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
   }
-  assert_int_equal(count_copies(), before);
+  assert_int_equal(count_copies(), 0);
   close(go[0]), close(ready[0]), close(ready[1]);
 }
 

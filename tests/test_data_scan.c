@@ -75,7 +75,7 @@ static int wrong_extension(int i, const char *path) {
   static const char *const names[] = {"png_rgb8.png", "png_grey4.png", "noise_a.png",
                                       "png_rgba8.png"};
   static const char *const others[] = {"GIF89a\1\0\1\0\0\0\0;", "RIFF\x10\0\0\0WEBPVP8 ",
-                                       "BM\x46\0\0\0\0\0", "<html>not found</html>"};
+                                       "BM\x46\0\0\0\0\0\0\0\x36\0\0\0", "<html>not found</html>"};
   ii_bytes b = {0};
   if (i % 2) {
     put(path, (const uint8_t *)others[i / 2 % 4], i / 2 % 4 == 3 ? 22 : 14);
