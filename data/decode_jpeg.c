@@ -55,6 +55,17 @@ static ii_status report(ii_decoder *d, ii_error *err) {
   return ii_error_set(err, d->status, "%s", d->message);
 }
 
+/* A decompressor as if nothing had been read before: the library keeps the tables of one picture
+ * for the next, so that a damaged file without tables of its own would look different after
+ * different files. May longjmp. */
+static void renew(ii_decoder *d) {
+  jpeg_destroy_decompress(&d->jpeg);
+  jpeg_create_decompress(&d->jpeg);
+  d->jpeg.client_data = d; /* creation may have cleared it */
+  d->jpeg.src = &d->jpeg_src;
+  d->jpeg.progress = &d->jpeg_progress;
+}
+
 ii_status ii_decode_jpeg_open(ii_decoder *d, ii_error *err) {
   d->jpeg.err = jpeg_std_error(&d->jpeg_err);
   d->jpeg_err.error_exit = fail;
@@ -65,16 +76,13 @@ ii_status ii_decode_jpeg_open(ii_decoder *d, ii_error *err) {
     jpeg_destroy_decompress(&d->jpeg);
     return report(d, err);
   }
-  jpeg_create_decompress(&d->jpeg);
-  d->jpeg.client_data = d; /* creation may have cleared it */
   d->jpeg_src = (struct jpeg_source_mgr){.init_source = source_init,
                                          .fill_input_buffer = source_fill,
                                          .skip_input_data = source_skip,
                                          .resync_to_restart = jpeg_resync_to_restart,
                                          .term_source = source_end};
-  d->jpeg.src = &d->jpeg_src;
   d->jpeg_progress.progress_monitor = watch_scans;
-  d->jpeg.progress = &d->jpeg_progress;
+  renew(d);
   return II_OK;
 }
 
@@ -129,12 +137,13 @@ static ii_status prepare(ii_decoder *d, ii_error *err) {
 
 ii_status ii_decode_jpeg(ii_decoder *d, ii_error *err) {
   struct jpeg_decompress_struct *j = &d->jpeg;
-  d->jpeg_src.next_input_byte = d->bytes;
-  d->jpeg_src.bytes_in_buffer = (size_t)d->n;
   if (setjmp(d->jump)) {
     jpeg_abort_decompress(j); /* also gives back what the library took for this image */
     return report(d, err);
   }
+  renew(d);
+  d->jpeg_src.next_input_byte = d->bytes;
+  d->jpeg_src.bytes_in_buffer = (size_t)d->n;
   jpeg_read_header(j, TRUE);
   ii_status status = prepare(d, err);
   if (status == II_OK) {

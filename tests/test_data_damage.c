@@ -174,6 +174,46 @@ static void test_bombs(void **state) {
   ii_bytes_free(&file);
 }
 
+/* A file without its Huffman or quantisation tables is decoded by a used decoder as by a new one.
+ */
+static void test_tables_are_not_kept(void **state) {
+  const ii_decode_options o = {0};
+  ii_bytes other = {0}, file = {0};
+  read_file("made_q5.JPEG", &other);
+  read_file("made_420_odd.JPEG", &file);
+  for (int k = 0; k < 2; k++) {
+    const uint8_t table = k ? 0xdb : 0xc4;
+    ii_decoder *used = NULL, *fresh = NULL;
+    ii_image a = {0}, b = {0};
+    ii_error err = {0};
+    uint8_t *cut = malloc((size_t)file.size);
+    int64_t n = 2, at = 2;
+    memcpy(cut, file.data, 2);
+    while (file.data[at + 1] != 0xda) {
+      const int64_t size = 2 + (file.data[at + 2] << 8 | file.data[at + 3]);
+      if (file.data[at + 1] != table) memcpy(cut + n, file.data + at, (size_t)size), n += size;
+      at += size;
+    }
+    memcpy(cut + n, file.data + at, (size_t)(file.size - at));
+    n += file.size - at;
+    assert_true(n < file.size);
+    assert_int_equal(ii_decoder_new(&used, &err), II_OK);
+    assert_int_equal(ii_decoder_new(&fresh, &err), II_OK);
+    assert_int_equal(ii_image_decode(used, other.data, other.size, &o, &a, &err), II_OK);
+    const ii_status s = ii_image_decode(used, cut, n, &o, &a, &err);
+    ii_error_clear(&err);
+    assert_int_equal(ii_image_decode(fresh, cut, n, &o, &b, &err), s);
+    if (s == II_OK) assert_memory_equal(a.data, b.data, (size_t)(a.w * a.h * 3));
+    free(cut);
+    ii_decoder_free(used);
+    ii_decoder_free(fresh);
+    ii_image_free(&a);
+    ii_image_free(&b);
+  }
+  ii_bytes_free(&other);
+  ii_bytes_free(&file);
+}
+
 static void test_damaged_lists(void **state) {
   static char text[4096];
   char path[64];
@@ -211,9 +251,8 @@ static void test_damaged_lists(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_damaged_images),
-      cmocka_unit_test(test_truncated),
-      cmocka_unit_test(test_bombs),
+      cmocka_unit_test(test_damaged_images), cmocka_unit_test(test_truncated),
+      cmocka_unit_test(test_bombs),          cmocka_unit_test(test_tables_are_not_kept),
       cmocka_unit_test(test_damaged_lists),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
