@@ -7,11 +7,6 @@
 
 typedef enum { II_FILTER_BILINEAR, II_FILTER_BICUBIC } ii_filter; /* triangle; Keys, a = -0.5 */
 
-/* A rectangle of pixels inside an image. */
-typedef struct {
-  int64_t top, left, h, w;
-} ii_box;
-
 /* The working memory of resizing: one per thread. */
 typedef struct ii_resizer ii_resizer;
 ii_status ii_resizer_new(ii_resizer **resizer, ii_error *err);
