@@ -150,9 +150,15 @@ static ii_status load_sample(worker *w, int64_t sample, int64_t keyed_by, int64_
   ii_error_clear(&w->error);
   ii_dataset_path(c->dataset, sample, path);
   II_TRY(ii_bytes_read(&w->file, path, &w->error));
-  II_TRY(ii_image_decode(w->decoder, w->file.data, w->file.size, &c->decode, &w->image, &w->error));
+  int64_t width, height;
+  II_TRY(ii_image_open(w->decoder, w->file.data, w->file.size, &c->decode, &width, &height,
+                       &w->error));
   ii_rng rng = ii_rng_make(c->seed, II_RNG_AUGMENT, (uint64_t)epoch, (uint64_t)keyed_by);
-  return ii_transform_apply(w->transformer, &c->transform, &w->image, &rng, out, &w->error);
+  ii_transform_plan plan = ii_transform_draw(&c->transform, width, height, &rng);
+  ii_box at;
+  II_TRY(ii_image_read(w->decoder, plan.source, &w->image, &at, &w->error));
+  return ii_transform_part(w->transformer, &c->transform, &plan, &w->image, at.top, at.left, &rng,
+                           out, &w->error);
 }
 
 static void note_bad(worker *w, slot *s, int64_t place, int64_t order, int64_t sample) {
