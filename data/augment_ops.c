@@ -20,7 +20,7 @@ struct ii_augmenter {
 };
 
 const char *ii_augment_op_name(ii_augment_op op) {
-  static const char *const names[II_OP_COUNT] = {
+  static const char *const names[II_AUG_COUNT] = {
       "AutoContrast", "Equalize",   "Invert",     "Rotate",     "Posterize", "Solarize",
       "SolarizeAdd",  "Color",      "Contrast",   "Brightness", "Sharpness", "ShearX",
       "ShearY",       "TranslateX", "TranslateY", "Hue"};
@@ -245,8 +245,8 @@ static void hue(uint8_t *p, int64_t pixels, double part) {
 /* ---- all of them ---- */
 
 static bool needs_spare(ii_augment_op op) {
-  return op == II_OP_ROTATE || op == II_OP_SHARPNESS ||
-         (op >= II_OP_SHEAR_X && op <= II_OP_TRANSLATE_Y);
+  return op == II_AUG_ROTATE || op == II_AUG_SHARPNESS ||
+         (op >= II_AUG_SHEAR_X && op <= II_AUG_TRANSLATE_Y);
 }
 
 static ii_status with_spare(ii_augmenter *a, ii_augment_op op, double arg, ii_filter filter,
@@ -255,13 +255,13 @@ static ii_status with_spare(ii_augmenter *a, ii_augment_op op, double arg, ii_fi
   II_TRY(ii_image_reserve(&a->spare, w, h, err));
   uint8_t *out = a->spare.data;
   double m[6] = {1, 0, 0, 0, 1, 0};
-  if (op == II_OP_SHEAR_X) m[1] = arg;
-  if (op == II_OP_SHEAR_Y) m[3] = arg;
-  if (op == II_OP_TRANSLATE_X) m[2] = arg * (double)w;
-  if (op == II_OP_TRANSLATE_Y) m[5] = arg * (double)h;
-  if (op == II_OP_SHARPNESS)
+  if (op == II_AUG_SHEAR_X) m[1] = arg;
+  if (op == II_AUG_SHEAR_Y) m[3] = arg;
+  if (op == II_AUG_TRANSLATE_X) m[2] = arg * (double)w;
+  if (op == II_AUG_TRANSLATE_Y) m[5] = arg * (double)h;
+  if (op == II_AUG_SHARPNESS)
     II_TRY(sharpness(a, img, (float)arg, err));
-  else if (op == II_OP_ROTATE)
+  else if (op == II_AUG_ROTATE)
     II_TRY(ii_rotate(a->warper, img->data, w, h, arg, filter, fill, out, err));
   else
     II_TRY(ii_warp(a->warper, img->data, w, h, m, filter, fill, out, err));
@@ -278,34 +278,34 @@ ii_status ii_augment_apply(ii_augmenter *a, ii_augment_op op, double arg, ii_fil
   uint8_t *p = img->data;
   int64_t pixels = img->w * img->h, n = pixels * 3;
   switch (op) {
-  case II_OP_AUTO_CONTRAST:
+  case II_AUG_AUTO_CONTRAST:
     auto_contrast(p, pixels);
     break;
-  case II_OP_EQUALIZE:
+  case II_AUG_EQUALIZE:
     equalize(p, pixels);
     break;
-  case II_OP_INVERT:
+  case II_AUG_INVERT:
     invert(p, n);
     break;
-  case II_OP_POSTERIZE:
+  case II_AUG_POSTERIZE:
     posterize(p, n, (int)arg);
     break;
-  case II_OP_SOLARIZE:
+  case II_AUG_SOLARIZE:
     solarize(p, n, (int)arg);
     break;
-  case II_OP_SOLARIZE_ADD:
+  case II_AUG_SOLARIZE_ADD:
     solarize_add(p, n, (int)arg);
     break;
-  case II_OP_COLOR:
+  case II_AUG_COLOR:
     color(p, pixels, (float)arg);
     break;
-  case II_OP_CONTRAST:
+  case II_AUG_CONTRAST:
     contrast(p, pixels, (float)arg);
     break;
-  case II_OP_BRIGHTNESS:
+  case II_AUG_BRIGHTNESS:
     blend_constant(p, n, 0, (float)arg);
     break;
-  case II_OP_HUE:
+  case II_AUG_HUE:
     hue(p, pixels, arg);
     break;
   default:

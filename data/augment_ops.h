@@ -5,23 +5,23 @@
 #include "data/resize.h"
 
 typedef enum {
-  II_OP_AUTO_CONTRAST, /* each channel stretched to 0..255 */
-  II_OP_EQUALIZE,      /* each channel to an even histogram */
-  II_OP_INVERT,
-  II_OP_ROTATE,       /* arg: degrees, counter-clockwise */
-  II_OP_POSTERIZE,    /* arg: highest bits to keep; 8 and more: all */
-  II_OP_SOLARIZE,     /* arg: values from here on are inverted */
-  II_OP_SOLARIZE_ADD, /* arg: is added to values below 128 */
-  II_OP_COLOR,        /* arg: factor, 0 grey, 1 as it is, above 1 more colourful */
-  II_OP_CONTRAST,     /* arg: factor from the mean grey */
-  II_OP_BRIGHTNESS,   /* arg: factor from black */
-  II_OP_SHARPNESS,    /* arg: factor from a smoothed image */
-  II_OP_SHEAR_X,      /* arg: columns per row */
-  II_OP_SHEAR_Y,      /* arg: rows per column */
-  II_OP_TRANSLATE_X,  /* arg: part of the width; positive moves the content left */
-  II_OP_TRANSLATE_Y,  /* arg: part of the height; positive moves the content up */
-  II_OP_HUE,          /* arg: part of the colour circle, -0.5..0.5 */
-  II_OP_COUNT
+  II_AUG_AUTO_CONTRAST, /* each channel stretched to 0..255 */
+  II_AUG_EQUALIZE,      /* each channel to an even histogram */
+  II_AUG_INVERT,
+  II_AUG_ROTATE,       /* arg: degrees, counter-clockwise */
+  II_AUG_POSTERIZE,    /* arg: highest bits to keep; 8 and more: all */
+  II_AUG_SOLARIZE,     /* arg: values from here on are inverted */
+  II_AUG_SOLARIZE_ADD, /* arg: is added to values below 128 */
+  II_AUG_COLOR,        /* arg: factor, 0 grey, 1 as it is, above 1 more colourful */
+  II_AUG_CONTRAST,     /* arg: factor from the mean grey */
+  II_AUG_BRIGHTNESS,   /* arg: factor from black */
+  II_AUG_SHARPNESS,    /* arg: factor from a smoothed image */
+  II_AUG_SHEAR_X,      /* arg: columns per row */
+  II_AUG_SHEAR_Y,      /* arg: rows per column */
+  II_AUG_TRANSLATE_X,  /* arg: part of the width; positive moves the content left */
+  II_AUG_TRANSLATE_Y,  /* arg: part of the height; positive moves the content up */
+  II_AUG_HUE,          /* arg: part of the colour circle, -0.5..0.5 */
+  II_AUG_COUNT
 } ii_augment_op;
 
 /* "Rotate", "ShearX", ...: timm's names. */

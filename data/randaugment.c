@@ -9,7 +9,7 @@
 #pragma GCC optimize("fp-contract=off") /* the same arguments on every processor */
 #endif
 
-#define OPS        15   /* of the choice: II_OP_AUTO_CONTRAST to II_OP_TRANSLATE_Y */
+#define OPS        15   /* of the choice: II_AUG_AUTO_CONTRAST to II_AUG_TRANSLATE_Y */
 #define TOP        10.0 /* a magnitude at which arguments have the ends of their ranges */
 #define APPLY_PROB 0.5
 
@@ -22,7 +22,7 @@ enum { WITH_WEIGHT = 13 };
 
 static ii_status bad(const char *text, const char *why, ii_error *err) {
   return ii_error_set(err, II_ERR_ARG,
-                      "the augmentation '%s' cannot be used: %s; an example is "
+                      "the augmentation '%.100s' cannot be used: %s; an example is "
                       "rand-m9-mstd0.5-inc1",
                       text, why);
 }
@@ -93,24 +93,24 @@ ii_status ii_randaugment_parse(const char *text, ii_randaugment *r, ii_error *er
 double ii_randaugment_level(ii_augment_op op, bool increasing, double magnitude, bool negative) {
   double part = magnitude / TOP, sign = negative ? -1.0 : 1.0;
   switch (op) {
-  case II_OP_ROTATE:
+  case II_AUG_ROTATE:
     return sign * (part * 30.0);
-  case II_OP_POSTERIZE:
+  case II_AUG_POSTERIZE:
     return increasing ? 4 - trunc(part * 4) : trunc(part * 4);
-  case II_OP_SOLARIZE:
+  case II_AUG_SOLARIZE:
     return increasing ? 256 - trunc(part * 256) : trunc(part * 256);
-  case II_OP_SOLARIZE_ADD:
+  case II_AUG_SOLARIZE_ADD:
     return trunc(part * 110);
-  case II_OP_COLOR:
-  case II_OP_CONTRAST:
-  case II_OP_BRIGHTNESS:
-  case II_OP_SHARPNESS:
+  case II_AUG_COLOR:
+  case II_AUG_CONTRAST:
+  case II_AUG_BRIGHTNESS:
+  case II_AUG_SHARPNESS:
     return increasing ? fmax(0.1, 1.0 + sign * (part * 0.9)) : part * 1.8 + 0.1;
-  case II_OP_SHEAR_X:
-  case II_OP_SHEAR_Y:
+  case II_AUG_SHEAR_X:
+  case II_AUG_SHEAR_Y:
     return sign * (part * 0.3);
-  case II_OP_TRANSLATE_X:
-  case II_OP_TRANSLATE_Y:
+  case II_AUG_TRANSLATE_X:
+  case II_AUG_TRANSLATE_Y:
     return sign * (part * 0.45);
   default:
     return 0.0;
@@ -118,12 +118,12 @@ double ii_randaugment_level(ii_augment_op op, bool increasing, double magnitude,
 }
 
 static bool has_level(ii_augment_op op) {
-  return op >= II_OP_ROTATE;
+  return op >= II_AUG_ROTATE;
 }
 
 static bool has_sign(ii_augment_op op, bool increasing) {
-  if (op >= II_OP_COLOR && op <= II_OP_SHARPNESS) return increasing;
-  return op == II_OP_ROTATE || op >= II_OP_SHEAR_X;
+  if (op >= II_AUG_COLOR && op <= II_AUG_SHARPNESS) return increasing;
+  return op == II_AUG_ROTATE || op >= II_AUG_SHEAR_X;
 }
 
 /* ---- drawing ---- */
@@ -171,7 +171,8 @@ int ii_randaugment_draw(const ii_randaugment *r, ii_rng *rng,
 }
 
 int ii_jitter_draw(const double strength[4], ii_rng *rng, ii_augment_step steps[II_AUGMENT_STEPS]) {
-  static const ii_augment_op ops[4] = {II_OP_BRIGHTNESS, II_OP_CONTRAST, II_OP_COLOR, II_OP_HUE};
+  static const ii_augment_op ops[4] = {II_AUG_BRIGHTNESS, II_AUG_CONTRAST, II_AUG_COLOR,
+                                       II_AUG_HUE};
   int64_t order[4];
   double factor[4];
   int count = 0;

@@ -51,10 +51,10 @@ static ii_augment_op op_of(const char *name, bool *increasing) {
   if (end) *end = 0;
   end = strstr(base, "Rel");
   if (end) *end = 0;
-  for (int i = 0; i < II_OP_COUNT; i++)
+  for (int i = 0; i < II_AUG_COUNT; i++)
     if (strcmp(ii_augment_op_name(i), base) == 0) return (ii_augment_op)i;
   fail_msg("unknown operation %s", name);
-  return II_OP_COUNT;
+  return II_AUG_COUNT;
 }
 
 static void expect(const char *line, const ii_image *img, unsigned long crc) {
@@ -155,7 +155,7 @@ static void test_edges(void **state) {
   const int64_t shape[][2] = {{1, 1}, {2, 3}, {3, 2}, {1, 50}, {50, 1}, {1030, 3}, {3, 1030}};
   const double args[] = {0.0, 0.3, -0.3, 1.0, 1.9, 4.0, 30.0, -30.0, 90.0, 256.0};
   for (size_t s = 0; s < sizeof shape / sizeof *shape; s++)
-    for (int op = 0; op < II_OP_COUNT; op++)
+    for (int op = 0; op < II_AUG_COUNT; op++)
       for (size_t a = 0; a < sizeof args / sizeof *args; a++)
         for (int f = 0; f < 2; f++) {
           ii_image img = {0};
@@ -165,8 +165,8 @@ static void test_edges(void **state) {
           memset(img.data, 77, (size_t)n);
           apply((ii_augment_op)op, args[a], (ii_filter)f, &img);
           assert_true(img.w == shape[s][0] && img.h == shape[s][1]);
-          if (op == II_OP_AUTO_CONTRAST || op == II_OP_EQUALIZE || op == II_OP_SHARPNESS ||
-              op == II_OP_COLOR || op == II_OP_CONTRAST || op == II_OP_HUE)
+          if (op == II_AUG_AUTO_CONTRAST || op == II_AUG_EQUALIZE || op == II_AUG_SHARPNESS ||
+              op == II_AUG_COLOR || op == II_AUG_CONTRAST || op == II_AUG_HUE)
             for (int64_t i = 0; i < n; i++) assert_int_equal(img.data[i], 77);
           ii_image_free(&img);
         }
@@ -216,7 +216,7 @@ static double deviation(const draws *d) {
 
 enum { IMAGES = 40000 };
 
-static int64_t draw_all(const char *text, draws by_op[II_OP_COUNT]) {
+static int64_t draw_all(const char *text, draws by_op[II_AUG_COUNT]) {
   ii_randaugment r;
   ii_error err = {0};
   int64_t n = 0;
@@ -232,7 +232,7 @@ static int64_t draw_all(const char *text, draws by_op[II_OP_COUNT]) {
   return n;
 }
 
-static draws ours[II_OP_COUNT];
+static draws ours[II_AUG_COUNT];
 static double times; /* our images / timm's */
 
 /* Counts, means and deviations, each within 4.5 standard errors of timm's own sample. */
@@ -266,39 +266,39 @@ static void test_draws(void **state) {
     assert_true(fabs((double)ours[i].count - IMAGES / 15.0) < 4.5 * sqrt(IMAGES / 15.0));
   /* magnitudes: N(9, 1/2) cut off at 10, so that the rotation's mean size is 26.97 degrees, and
    * about 2.3 % are 10: black images by posterize */
-  double size = sqrt(ours[II_OP_ROTATE].squares / (double)ours[II_OP_ROTATE].count);
+  double size = sqrt(ours[II_AUG_ROTATE].squares / (double)ours[II_AUG_ROTATE].count);
   assert_true(fabs(size - 27.0) < 0.15);
-  double black = 1 - ours[II_OP_POSTERIZE].sum / (double)ours[II_OP_POSTERIZE].count;
+  double black = 1 - ours[II_AUG_POSTERIZE].sum / (double)ours[II_AUG_POSTERIZE].count;
   assert_true(black > 0.013 && black < 0.035);
 }
 
 /* Other notations: uniform magnitudes, the set that is not increasing, weights. */
 static void test_draws_general(void **state) {
-  draws d[II_OP_COUNT] = {0};
+  draws d[II_AUG_COUNT] = {0};
   draw_all("rand-m8-mstd101", d);
-  double n = (double)d[II_OP_SHARPNESS].count;
+  double n = (double)d[II_AUG_SHARPNESS].count;
   /* factor 0.1 + 0.18 m with m ~ U(0, 8): mean 0.82, deviation 1.44 / sqrt(12) */
-  assert_true(fabs(d[II_OP_SHARPNESS].sum / n - 0.82) < 4.5 * 0.4157 / sqrt(n));
-  assert_true(fabs(deviation(&d[II_OP_SHARPNESS]) - 0.4157) < 0.02);
+  assert_true(fabs(d[II_AUG_SHARPNESS].sum / n - 0.82) < 4.5 * 0.4157 / sqrt(n));
+  assert_true(fabs(deviation(&d[II_AUG_SHARPNESS]) - 0.4157) < 0.02);
   memset(d, 0, sizeof d);
   int64_t all = draw_all("rand-m9-w0-n13", d);
-  assert_true(d[II_OP_POSTERIZE].count == 0 && d[II_OP_INVERT].count == 0);
+  assert_true(d[II_AUG_POSTERIZE].count == 0 && d[II_AUG_INVERT].count == 0);
   /* 13 of 13 without repetition: each in every image, applied with probability 1/2 */
   assert_true(llabs(all - 13 * IMAGES / 2) < 2200);
   for (int i = 0; i < 15; i++)
-    if (i != II_OP_POSTERIZE && i != II_OP_INVERT)
+    if (i != II_AUG_POSTERIZE && i != II_AUG_INVERT)
       assert_true(llabs(d[i].count - IMAGES / 2) < 450);
   memset(d, 0, sizeof d);
   draw_all("rand-m9-w0-n1", d);
-  assert_true(fabs((double)d[II_OP_ROTATE].count - 0.15 * IMAGES) < 4.5 * sqrt(0.15 * IMAGES));
-  assert_true(fabs((double)d[II_OP_SHEAR_Y].count - 0.1 * IMAGES) < 4.5 * sqrt(0.1 * IMAGES));
-  assert_true(fabs((double)d[II_OP_COLOR].count - 0.0125 * IMAGES) < 4.5 * sqrt(0.0125 * IMAGES));
+  assert_true(fabs((double)d[II_AUG_ROTATE].count - 0.15 * IMAGES) < 4.5 * sqrt(0.15 * IMAGES));
+  assert_true(fabs((double)d[II_AUG_SHEAR_Y].count - 0.1 * IMAGES) < 4.5 * sqrt(0.1 * IMAGES));
+  assert_true(fabs((double)d[II_AUG_COLOR].count - 0.0125 * IMAGES) < 4.5 * sqrt(0.0125 * IMAGES));
 }
 
 static void test_jitter(void **state) {
   const double strength[4] = {0.4, 0.2, 0, 0.1};
-  draws d[II_OP_COUNT] = {0};
-  int64_t first[II_OP_COUNT] = {0};
+  draws d[II_AUG_COUNT] = {0};
+  int64_t first[II_AUG_COUNT] = {0};
   for (int i = 0; i < IMAGES; i++) {
     ii_rng rng = ii_rng_make(4, II_RNG_AUGMENT, 1, (uint64_t)i);
     ii_augment_step steps[II_AUGMENT_STEPS];
@@ -309,7 +309,7 @@ static void test_jitter(void **state) {
   const struct {
     ii_augment_op op;
     double mean, half;
-  } want[] = {{II_OP_BRIGHTNESS, 1, 0.4}, {II_OP_CONTRAST, 1, 0.2}, {II_OP_HUE, 0, 0.1}};
+  } want[] = {{II_AUG_BRIGHTNESS, 1, 0.4}, {II_AUG_CONTRAST, 1, 0.2}, {II_AUG_HUE, 0, 0.1}};
   for (int i = 0; i < 3; i++) {
     const draws *v = &d[want[i].op];
     double sd = want[i].half / sqrt(3);
