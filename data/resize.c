@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "data/resize_quads.h"
 
 /* The weights must not depend on whether the processor has fused multiply-add. */
 #if defined(__clang__)
@@ -30,6 +31,7 @@ typedef struct {
 
 struct ii_resizer {
   coefficients x, y;
+  ii_quads *quads; /* NULL: this file does both passes */
   uint8_t *middle; /* after the horizontal pass: [rows that are needed, out_w, 3] */
   uint8_t *turned; /* [box width, LANES] */
   int32_t *sums;   /* one output row of the vertical pass */
@@ -37,9 +39,19 @@ struct ii_resizer {
 };
 
 ii_status ii_resizer_new(ii_resizer **resizer, ii_error *err) {
-  *resizer = calloc(1, sizeof **resizer);
-  if (!*resizer) return ii_error_set(err, II_ERR_MEMORY, "no memory for a resizer");
-  return II_OK;
+  ii_resizer *r = calloc(1, sizeof *r);
+  if (!r) return ii_error_set(err, II_ERR_MEMORY, "no memory for a resizer");
+  ii_status status = ii_quads_new(&r->quads, err);
+  if (status != II_OK)
+    free(r);
+  else
+    *resizer = r;
+  return status;
+}
+
+void ii_resizer_use_portable(ii_resizer *r) {
+  ii_quads_free(r->quads);
+  r->quads = NULL;
 }
 
 static void coefficients_free(coefficients *c) {
@@ -53,6 +65,7 @@ void ii_resizer_free(ii_resizer *r) {
   if (!r) return;
   coefficients_free(&r->x);
   coefficients_free(&r->y);
+  ii_quads_free(r->quads);
   free(r->middle);
   free(r->turned);
   free(r->sums);
@@ -275,6 +288,12 @@ ii_status ii_resize(ii_resizer *r, const ii_resize_job *j, uint8_t *out, ii_erro
   II_TRY(compute(&r->x, box.w, j->out_w, view.left, view.w, j->filter, err));
   int32_t left = r->x.first[0]; /* weights count from the first pixel of the source */
   for (int64_t x = 0; x < view.w; x++) r->x.first[x] -= left;
+  if (down && r->quads) {
+    for (int64_t y = 0; y < view.h; y++) r->y.first[y] -= (int32_t)top;
+    ii_weights wx = {view.w, r->x.taps, r->x.first, r->x.count, r->x.weight};
+    ii_weights wy = {view.h, r->y.taps, r->y.first, r->y.count, r->y.weight};
+    return ii_quads_resize(r->quads, in, stride, source.w, source.h, wx, wy, j->mirror, out, err);
+  }
   uint8_t *middle = out;
   if (down) {
     II_TRY(grow(&r->middle, &r->middle_capacity, source.h * view.w * 3, 1, err));

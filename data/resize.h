@@ -12,6 +12,9 @@ typedef struct ii_resizer ii_resizer;
 ii_status ii_resizer_new(ii_resizer **resizer, ii_error *err);
 void ii_resizer_free(ii_resizer *resizer); /* NULL is allowed */
 
+/* From now on without instructions that not every processor has: the same results, slower. */
+void ii_resizer_use_portable(ii_resizer *resizer);
+
 typedef struct {
   const ii_image *src; /* a part of a picture, */
   int64_t top, left;   /* which begins here in the picture */

@@ -110,7 +110,7 @@ static int check_eval(const char *line) {
 }
 
 /* The whole result, and then each of its quarters as a view. */
-static int check_resize(const char *line) {
+static int check_resize_with(const char *line, bool portable) {
   char name[256], filter[32];
   int top, left, h, w, oh, ow;
   unsigned long crc;
@@ -130,6 +130,7 @@ static int check_resize(const char *line) {
   uint8_t *out = malloc((size_t)(oh * ow * 3)), *part = malloc((size_t)(oh * ow * 3));
   load(name, plain, &img);
   assert_int_equal(ii_resizer_new(&r, &err), II_OK);
+  if (portable) ii_resizer_use_portable(r);
   assert_int_equal(ii_resize(r, &job, out, &err), II_OK);
   expect(line, out, (int64_t)oh * ow * 3, crc);
   for (int q = 0; q < 4; q++) {
@@ -146,6 +147,10 @@ static int check_resize(const char *line) {
   ii_resizer_free(r);
   ii_image_free(&img);
   return 1;
+}
+
+static int check_resize(const char *line) {
+  return check_resize_with(line, false) && check_resize_with(line, true);
 }
 
 static void run(int (*check)(const char *line), int at_least) {
