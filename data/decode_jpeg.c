@@ -60,13 +60,14 @@ static ii_status report(ii_decoder *d, ii_error *err) {
 }
 
 ii_status ii_decode_jpeg_open(ii_decoder *d, ii_error *err) {
+  II_TRY(ii_jpeg_fast_new(&d->fast, err));
   d->jpeg.err = jpeg_std_error(&d->jpeg_err);
   d->jpeg_err.error_exit = fail;
   d->jpeg_err.emit_message = ignore_message;
   d->jpeg_err.output_message = ignore_output;
   d->jpeg.client_data = d;
   if (setjmp(d->jump)) {
-    jpeg_destroy_decompress(&d->jpeg);
+    ii_decode_jpeg_close(d);
     return report(d, err);
   }
   jpeg_create_decompress(&d->jpeg);
@@ -84,6 +85,7 @@ ii_status ii_decode_jpeg_open(ii_decoder *d, ii_error *err) {
 
 void ii_decode_jpeg_close(ii_decoder *d) {
   jpeg_destroy_decompress(&d->jpeg);
+  ii_jpeg_fast_free(d->fast);
 }
 
 /* round(a * b / 255), exactly */
@@ -182,6 +184,11 @@ static ii_status reserve(ii_decoder *d, ii_error *err) {
 
 ii_status ii_decode_jpeg_pixels(ii_decoder *d, ii_error *err) {
   struct jpeg_decompress_struct *j = &d->jpeg;
+  if (d->fast && ii_jpeg_fast_decode(d->fast, j, d->part, d->img)) {
+    d->at = d->part;
+    jpeg_abort_decompress(j);
+    return II_OK;
+  }
   if (setjmp(d->jump)) {
     jpeg_abort_decompress(j);
     return report(d, err);
