@@ -9,6 +9,10 @@
  * could otherwise keep a thread busy for hours with a few kilobytes. */
 #define MAX_SCANS 100
 
+/* The library's upsampling of colours goes wrong on partial rows of one or two colour samples, each
+ * of which is up to 4 pixels wide. */
+#define MIN_COLUMNS 16
+
 static void fail(j_common_ptr c) {
   ii_decoder *d = c->client_data;
   char text[JMSG_LENGTH_MAX];
@@ -67,13 +71,14 @@ static void renew(ii_decoder *d) {
 }
 
 ii_status ii_decode_jpeg_open(ii_decoder *d, ii_error *err) {
+  II_TRY(ii_jpeg_fast_new(&d->fast, err));
   d->jpeg.err = jpeg_std_error(&d->jpeg_err);
   d->jpeg_err.error_exit = fail;
   d->jpeg_err.emit_message = ignore_message;
   d->jpeg_err.output_message = ignore_output;
   d->jpeg.client_data = d;
   if (setjmp(d->jump)) {
-    jpeg_destroy_decompress(&d->jpeg);
+    ii_decode_jpeg_close(d);
     return report(d, err);
   }
   d->jpeg_src = (struct jpeg_source_mgr){.init_source = source_init,
@@ -88,6 +93,7 @@ ii_status ii_decode_jpeg_open(ii_decoder *d, ii_error *err) {
 
 void ii_decode_jpeg_close(ii_decoder *d) {
   jpeg_destroy_decompress(&d->jpeg);
+  ii_jpeg_fast_free(d->fast);
 }
 
 /* round(a * b / 255), exactly */
@@ -111,31 +117,60 @@ static void cmyk_to_rgb(const uint8_t *in, uint8_t *out, int64_t w) {
 
 static void read_rows(ii_decoder *d) {
   struct jpeg_decompress_struct *j = &d->jpeg;
-  int64_t stride = (int64_t)j->output_width * 3;
+  int64_t stride = d->at.w * 3;
   bool cmyk = j->out_color_space == JCS_CMYK;
-  while (j->output_scanline < j->output_height) {
-    uint8_t *out = d->img->data + j->output_scanline * stride;
+  for (int64_t y = 0; y < d->at.h; y++) {
+    uint8_t *out = d->img->data + y * stride;
     JSAMPROW row = cmyk ? d->cmyk.data : out;
     if (jpeg_read_scanlines(j, &row, 1) != 1) fail_with(d, "damaged JPEG: a row is missing");
-    if (cmyk) cmyk_to_rgb(row, out, j->output_width);
+    if (cmyk) cmyk_to_rgb(row, out, d->at.w);
   }
 }
 
-/* Between the header and the pixels: the parts that may fail with an ii_error of their own. */
-static ii_status prepare(ii_decoder *d, ii_error *err) {
+/* Whether the library will smooth over what a progressive file has not said (yet), with a look at
+ * pixels further away than a partial decode keeps. */
+static bool smoothed(const ii_decoder *d) {
+  const struct jpeg_decompress_struct *j = &d->jpeg;
+  if (!j->coef_bits) return false; /* not progressive */
+  if (d->ended) return true;
+  for (int c = 0; c < j->num_components; c++)
+    for (int k = 0; k < DCTSIZE2; k++)
+      if (j->coef_bits[c][k] != 0) return true;
+  return false;
+}
+
+/* Narrows the decoding to the columns of d->part and passes over the rows above it. Upsampling of
+ * the colours looks one pixel to the left and right, so one more is asked for on both sides; rows
+ * are right as they are. */
+static void narrow(ii_decoder *d) {
   struct jpeg_decompress_struct *j = &d->jpeg;
+  ii_box part = d->part, *at = &d->at;
+  *at = (ii_box){0, 0, j->output_height, j->output_width};
+  if (smoothed(d)) return;
+  int64_t from = part.left > 0 ? part.left - 1 : 0;
+  int64_t to = part.left + part.w < at->w ? part.left + part.w + 1 : at->w;
+  if (to - from < MIN_COLUMNS) to = from + MIN_COLUMNS < at->w ? from + MIN_COLUMNS : at->w;
+  if (to - from < MIN_COLUMNS) from = to > MIN_COLUMNS ? to - MIN_COLUMNS : 0;
+  JDIMENSION left = (JDIMENSION)from, width = (JDIMENSION)(to - from);
+  if (width < j->output_width) {
+    jpeg_crop_scanline(j, &left, &width);
+    at->left = left, at->w = width;
+  }
+  at->top = part.top, at->h = part.h;
+  if (part.top > 0 && jpeg_skip_scanlines(j, (JDIMENSION)part.top) != (JDIMENSION)part.top)
+    fail_with(d, "damaged JPEG: rows are missing");
+}
+
+static ii_status check_kind(const ii_decoder *d, ii_error *err) {
+  const struct jpeg_decompress_struct *j = &d->jpeg;
   II_TRY(ii_decode_check_size(d, j->image_width, j->image_height, err));
   if (j->num_components != 1 && j->num_components != 3 && j->num_components != 4)
     return ii_error_set(err, II_ERR_FORMAT, "a JPEG with %d colour components is not supported",
                         j->num_components);
-  j->out_color_space = j->num_components == 4 ? JCS_CMYK : JCS_RGB;
-  j->dct_method = JDCT_ISLOW;
-  j->do_fancy_upsampling = TRUE;
-  if (j->num_components == 4) II_TRY(ii_bytes_reserve(&d->cmyk, (int64_t)j->image_width * 4, err));
-  return ii_image_reserve(d->img, j->image_width, j->image_height, err);
+  return II_OK;
 }
 
-ii_status ii_decode_jpeg(ii_decoder *d, ii_error *err) {
+ii_status ii_decode_jpeg_header(ii_decoder *d, int64_t *w, int64_t *h, ii_error *err) {
   struct jpeg_decompress_struct *j = &d->jpeg;
   if (setjmp(d->jump)) {
     jpeg_abort_decompress(j); /* also gives back what the library took for this image */
@@ -145,11 +180,34 @@ ii_status ii_decode_jpeg(ii_decoder *d, ii_error *err) {
   d->jpeg_src.next_input_byte = d->bytes;
   d->jpeg_src.bytes_in_buffer = (size_t)d->n;
   jpeg_read_header(j, TRUE);
-  ii_status status = prepare(d, err);
-  if (status == II_OK) {
-    jpeg_start_decompress(j);
-    read_rows(d);
+  *w = j->image_width, *h = j->image_height;
+  return check_kind(d, err);
+}
+
+/* Between narrowing and the pixels: the parts that may fail with an ii_error of their own. */
+static ii_status reserve(ii_decoder *d, ii_error *err) {
+  if (d->jpeg.out_color_space == JCS_CMYK) II_TRY(ii_bytes_reserve(&d->cmyk, d->at.w * 4, err));
+  return ii_image_reserve(d->img, d->at.w, d->at.h, err);
+}
+
+ii_status ii_decode_jpeg_pixels(ii_decoder *d, ii_error *err) {
+  struct jpeg_decompress_struct *j = &d->jpeg;
+  if (d->fast && ii_jpeg_fast_decode(d->fast, j, d->part, d->img)) {
+    d->at = d->part;
+    jpeg_abort_decompress(j);
+    return II_OK;
   }
+  if (setjmp(d->jump)) {
+    jpeg_abort_decompress(j);
+    return report(d, err);
+  }
+  j->out_color_space = j->num_components == 4 ? JCS_CMYK : JCS_RGB;
+  j->dct_method = JDCT_ISLOW;
+  j->do_fancy_upsampling = TRUE;
+  jpeg_start_decompress(j);
+  narrow(d);
+  ii_status status = reserve(d, err);
+  if (status == II_OK) read_rows(d);
   /* not jpeg_finish_decompress: what comes after the last row is of no interest */
   jpeg_abort_decompress(j);
   return status;

@@ -58,11 +58,42 @@ int ii_exif_orientation(const uint8_t *bytes, int64_t n) {
   return 1;
 }
 
+/* What an orientation does on the way from the upright picture to the stored one: exchange of x and
+ * y, then mirroring. */
+static void parts(int orientation, bool *transpose, bool *mirror_x, bool *mirror_y) {
+  *transpose = orientation >= 5; /* rows of the file are columns of the scene */
+  *mirror_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+  *mirror_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+}
+
+static ii_box transposed(ii_box b) {
+  return (ii_box){.top = b.left, .left = b.top, .h = b.w, .w = b.h};
+}
+
+static ii_box mirrored(ii_box b, int64_t w, int64_t h, bool mirror_x, bool mirror_y) {
+  if (mirror_x) b.left = w - (b.left + b.w);
+  if (mirror_y) b.top = h - (b.top + b.h);
+  return b;
+}
+
+ii_box ii_exif_to_stored(int orientation, int64_t w, int64_t h, ii_box box) {
+  bool transpose, mirror_x, mirror_y;
+  parts(orientation, &transpose, &mirror_x, &mirror_y);
+  if (!transpose) return mirrored(box, w, h, mirror_x, mirror_y);
+  return mirrored(transposed(box), h, w, mirror_x, mirror_y);
+}
+
+ii_box ii_exif_to_upright(int orientation, int64_t w, int64_t h, ii_box box) {
+  bool transpose, mirror_x, mirror_y;
+  parts(orientation, &transpose, &mirror_x, &mirror_y);
+  box = mirrored(box, w, h, mirror_x, mirror_y);
+  return transpose ? transposed(box) : box;
+}
+
 ii_status ii_exif_apply(int orientation, ii_image *img, ii_image *spare, ii_error *err) {
   if (orientation == 1) return II_OK;
-  bool transpose = orientation >= 5; /* rows of the file are columns of the scene */
-  bool mirror_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
-  bool mirror_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+  bool transpose, mirror_x, mirror_y;
+  parts(orientation, &transpose, &mirror_x, &mirror_y);
   int64_t w = img->w, h = img->h;
   int64_t out_w = transpose ? h : w, out_h = transpose ? w : h;
   II_TRY(ii_image_reserve(spare, out_w, out_h, err));

@@ -93,7 +93,13 @@ void ii_decoder_free(ii_decoder *d) {
   ii_decode_jpeg_close(d);
   ii_bytes_free(&d->cmyk);
   ii_image_free(&d->turned);
+  ii_image_free(&d->whole);
   free(d);
+}
+
+void ii_decoder_use_library(ii_decoder *d) {
+  ii_jpeg_fast_free(d->fast);
+  d->fast = NULL;
 }
 
 ii_status ii_decode_check_size(const ii_decoder *d, int64_t w, int64_t h, ii_error *err) {
@@ -108,22 +114,63 @@ ii_status ii_decode_check_size(const ii_decoder *d, int64_t w, int64_t h, ii_err
   return II_OK;
 }
 
-ii_status ii_image_decode(ii_decoder *d, const uint8_t *bytes, int64_t n,
-                          const ii_decode_options *options, ii_image *img, ii_error *err) {
+static ii_status open_png(ii_decoder *d, int64_t *w, int64_t *h, ii_error *err) {
+  d->is_png = true;
+  d->img = &d->whole;
+  II_TRY(ii_decode_png(d, err));
+  *w = d->whole.w, *h = d->whole.h;
+  return II_OK;
+}
+
+static ii_status open_jpeg(ii_decoder *d, int64_t *w, int64_t *h, ii_error *err) {
+  int64_t stored_w, stored_h;
+  d->is_png = false;
+  II_TRY(ii_decode_jpeg_header(d, &stored_w, &stored_h, err));
+  d->orientation = d->options.apply_orientation ? ii_exif_orientation(d->bytes, d->n) : 1;
+  *w = d->orientation >= 5 ? stored_h : stored_w;
+  *h = d->orientation >= 5 ? stored_w : stored_h;
+  return II_OK;
+}
+
+ii_status ii_image_open(ii_decoder *d, const uint8_t *bytes, int64_t n,
+                        const ii_decode_options *options, int64_t *w, int64_t *h, ii_error *err) {
   static const uint8_t png_magic[8] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
   d->bytes = bytes, d->n = n, d->pos = 0;
   d->options = *options;
-  d->img = img;
   d->ended = false;
   d->status = II_OK;
   d->message[0] = 0;
-  if (n >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff) {
-    II_TRY(ii_decode_jpeg(d, err));
-    if (!options->apply_orientation) return II_OK;
-    return ii_exif_apply(ii_exif_orientation(bytes, n), img, &d->turned, err);
-  }
-  if (n >= 8 && memcmp(bytes, png_magic, 8) == 0) return ii_decode_png(d, err);
+  if (n >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff)
+    return open_jpeg(d, w, h, err);
+  if (n >= 8 && memcmp(bytes, png_magic, 8) == 0) return open_png(d, w, h, err);
   if (n >= 4 && memcmp(bytes, png_magic, 4) == 0)
     return ii_error_set(err, II_ERR_FORMAT, "the PNG signature is damaged");
   return ii_error_set(err, II_ERR_FORMAT, "neither a JPEG nor a PNG file (unknown first bytes)");
+}
+
+ii_status ii_image_read(ii_decoder *d, ii_box part, ii_image *img, ii_box *at, ii_error *err) {
+  if (d->is_png) {
+    ii_image t = *img;
+    *img = d->whole, d->whole = t;
+    *at = (ii_box){0, 0, img->h, img->w};
+    return II_OK;
+  }
+  int64_t w = d->jpeg.image_width, h = d->jpeg.image_height;
+  bool turned = d->orientation >= 5;
+  d->img = img;
+  d->part = ii_exif_to_stored(d->orientation, turned ? h : w, turned ? w : h, part);
+  II_ASSERT(d->part.left >= 0 && d->part.top >= 0 && d->part.w > 0 && d->part.h > 0 &&
+                d->part.left + d->part.w <= w && d->part.top + d->part.h <= h,
+            "part %lld %lld %lld %lld of %lld x %lld", (long long)part.left, (long long)part.top,
+            (long long)part.w, (long long)part.h, (long long)w, (long long)h);
+  II_TRY(ii_decode_jpeg_pixels(d, err));
+  *at = ii_exif_to_upright(d->orientation, w, h, d->at);
+  return ii_exif_apply(d->orientation, img, &d->turned, err);
+}
+
+ii_status ii_image_decode(ii_decoder *d, const uint8_t *bytes, int64_t n,
+                          const ii_decode_options *options, ii_image *img, ii_error *err) {
+  ii_box all = {0}, at;
+  II_TRY(ii_image_open(d, bytes, n, options, &all.w, &all.h, err));
+  return ii_image_read(d, all, img, &at, err);
 }

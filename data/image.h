@@ -19,6 +19,11 @@ typedef struct {
   int64_t capacity; /* bytes allocated at data */
 } ii_image;
 
+/* A rectangle of pixels inside an image. */
+typedef struct {
+  int64_t top, left, h, w;
+} ii_box;
+
 /* Makes room for w x h (> 0) pixels and sets w and h; the content is undefined. Keeps the memory it
  * has when that is enough, but gives a very large block back once images are small again. */
 ii_status ii_image_reserve(ii_image *img, int64_t w, int64_t h, ii_error *err);
@@ -44,12 +49,28 @@ typedef struct ii_decoder ii_decoder;
 ii_status ii_decoder_new(ii_decoder **decoder, ii_error *err);
 void ii_decoder_free(ii_decoder *decoder); /* NULL is allowed */
 
+/* From now on JPEG files go through libjpeg-turbo alone: the same pixels, slower. Ordinary files
+ * are otherwise decoded by own code, which hands everything unusual or damaged to libjpeg-turbo. */
+void ii_decoder_use_library(ii_decoder *decoder);
+
 /* Decodes the n bytes of a JPEG or PNG file into *img (overwritten; keeps ownership of its memory;
  * undefined content on failure).
  * Errors: II_ERR_FORMAT (not an image, damaged, truncated, too large), II_ERR_MEMORY. The sentence
  * does not name the file, which is not known here: use ii_error_prefix. */
 ii_status ii_image_decode(ii_decoder *decoder, const uint8_t *bytes, int64_t n,
                           const ii_decode_options *options, ii_image *img, ii_error *err);
+
+/* The same in two steps, for callers that need a part of the picture only: ii_image_open reads the
+ * header and tells the size of the upright picture (PNG files are decoded at once). bytes must stay
+ * until the decoder is used for something else. Errors: as ii_image_decode.
+ *
+ * ii_image_read decodes at least `part` (inside the picture, not empty; asserted): *img becomes the
+ * region *at of the picture, whose pixels inside of part are those of the whole picture, to the
+ * last bit; the others are undefined. What a file has after the part is not looked at, so damage
+ * there goes unnoticed. Once per ii_image_open. Errors: as ii_image_decode. */
+ii_status ii_image_open(ii_decoder *decoder, const uint8_t *bytes, int64_t n,
+                        const ii_decode_options *options, int64_t *w, int64_t *h, ii_error *err);
+ii_status ii_image_read(ii_decoder *decoder, ii_box part, ii_image *img, ii_box *at, ii_error *err);
 
 /* A growing buffer that files are read into; starts as {0}. */
 typedef struct {

@@ -124,9 +124,14 @@ static ii_status load_sample(worker *w, int64_t sample, int64_t key, int64_t epo
   int64_t n;
   ii_error_clear(&w->error);
   II_TRY(ii_dataset_read(c->dataset, sample, &w->file, &bytes, &n, &w->error));
-  II_TRY(ii_image_decode(w->decoder, bytes, n, &c->decode, &w->image, &w->error));
+  int64_t width, height;
+  II_TRY(ii_image_open(w->decoder, bytes, n, &c->decode, &width, &height, &w->error));
   ii_rng rng = ii_rng_make(c->seed, II_RNG_AUGMENT, (uint64_t)epoch, (uint64_t)key);
-  return ii_transform_apply(w->transformer, &c->transform, &w->image, &rng, out, &w->error);
+  ii_transform_plan plan = ii_transform_draw(&c->transform, width, height, &rng);
+  ii_box at;
+  II_TRY(ii_image_read(w->decoder, plan.source, &w->image, &at, &w->error));
+  return ii_transform_part(w->transformer, &c->transform, &plan, &w->image, at.top, at.left, &rng,
+                           out, &w->error);
 }
 
 static void note_bad(worker *w, slot *s, int64_t place, int64_t order, int64_t sample) {

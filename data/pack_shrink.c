@@ -77,8 +77,13 @@ ii_status ii_shrink(ii_shrinker *s, const uint8_t *bytes, int64_t size, int64_t 
   if (longer <= max_side) return II_OK;
   const int64_t to_w = scaled(w, longer, max_side), to_h = scaled(h, longer, max_side);
   II_TRY(ii_image_reserve(&s->small, to_w, to_h, err));
-  II_TRY(ii_resize(s->resizer, &s->image, (ii_box){.h = h, .w = w}, II_FILTER_BICUBIC, to_w, to_h,
-                   (ii_box){.h = to_h, .w = to_w}, s->small.data, err));
+  const ii_resize_job job = {.src = &s->image,
+                             .box = {.h = h, .w = w},
+                             .filter = II_FILTER_BICUBIC,
+                             .out_w = to_w,
+                             .out_h = to_h,
+                             .view = {.h = to_h, .w = to_w}};
+  II_TRY(ii_resize(s->resizer, &job, s->small.data, err));
   II_TRY(ii_image_encode_jpeg(s->small.data, to_w, to_h, quality, out, n, err));
   const int orientation = bytes[0] == 0xff ? ii_exif_orientation(bytes, size) : 1;
   ii_status status = II_OK;

@@ -11,8 +11,10 @@
 
 struct ii_transformer {
   ii_resizer *resizer;
-  uint8_t *pixels; /* the result */
-  int64_t capacity;
+  ii_augmenter *augmenter;
+  ii_image pixels;        /* the result */
+  float value[256][4];    /* of a byte, by channel, */
+  double mean[3], std[3]; /* with these; std 0: not yet made */
 };
 
 #define CROP_TRIES 10
@@ -44,6 +46,10 @@ ii_status ii_transform_check(const ii_transform *t, ii_error *err) {
                         t->ratio[0], t->ratio[1]);
   if (!(t->flip_prob >= 0 && t->flip_prob <= 1))
     return ii_error_set(err, II_ERR_ARG, "the flip probability %g is not in 0..1", t->flip_prob);
+  for (int i = 0; i < 4; i++)
+    if (!(t->jitter[i] >= 0 && t->jitter[i] <= (i == 3 ? 0.5 : 100)))
+      return ii_error_set(err, II_ERR_ARG, "the colour jitter %g is not in 0..%g", t->jitter[i],
+                          i == 3 ? 0.5 : 100.0);
   for (int c = 0; c < 3; c++)
     if (!isfinite(t->mean[c]) || !(t->std[c] > 0) || !isfinite(t->std[c]))
       return ii_error_set(err, II_ERR_ARG, "mean %g and std %g of channel %d cannot be used",
@@ -55,8 +61,9 @@ ii_status ii_transformer_new(ii_transformer **transformer, ii_error *err) {
   ii_transformer *t = calloc(1, sizeof *t);
   if (!t) return ii_error_set(err, II_ERR_MEMORY, "no memory for a transform");
   ii_status status = ii_resizer_new(&t->resizer, err);
+  if (status == II_OK) status = ii_augmenter_new(&t->augmenter, err);
   if (status != II_OK)
-    free(t);
+    ii_transformer_free(t);
   else
     *transformer = t;
   return status;
@@ -65,8 +72,14 @@ ii_status ii_transformer_new(ii_transformer **transformer, ii_error *err) {
 void ii_transformer_free(ii_transformer *t) {
   if (!t) return;
   ii_resizer_free(t->resizer);
-  free(t->pixels);
+  ii_augmenter_free(t->augmenter);
+  ii_image_free(&t->pixels);
   free(t);
+}
+
+static ii_filter draw_filter(const ii_transform *t, ii_rng *rng) {
+  if (!t->random_filter) return t->filter;
+  return ii_rng_uniform(rng) < 0.5 ? II_FILTER_BILINEAR : II_FILTER_BICUBIC;
 }
 
 static int64_t at_least_1(int64_t v) {
@@ -95,46 +108,35 @@ ii_box ii_transform_random_box(const ii_transform *t, int64_t w, int64_t h, ii_r
   return (ii_box){(h - bh) / 2, (w - bw) / 2, bh, bw};
 }
 
-/* size x size pixels of img that begin at (top, left), which may lie outside; black there. */
-static void window(const ii_image *img, int64_t top, int64_t left, int64_t size, uint8_t *out) {
-  int64_t x0 = left < 0 ? -left : 0, x1 = img->w - left < size ? img->w - left : size;
-  for (int64_t y = 0; y < size; y++, out += size * 3) {
-    int64_t sy = top + y;
-    bool inside = sy >= 0 && sy < img->h;
-    if (!inside || x0 > 0 || x1 < size) memset(out, 0, (size_t)(size * 3));
-    if (inside)
-      memcpy(out + x0 * 3, img->data + (sy * img->w + left + x0) * 3, (size_t)((x1 - x0) * 3));
-  }
-}
-
 /* A random window of the padded image, along one side of n pixels: where it begins. */
 static int64_t random_start(int64_t n, int64_t size, ii_rng *rng) {
   int64_t pad = n + 2 * PADDING >= size ? PADDING : (size - n + 1) / 2;
   return (int64_t)ii_rng_below(rng, (uint64_t)(n + 2 * pad - size + 1)) - pad;
 }
 
-static void flip(uint8_t *pixels, int64_t size) {
-  for (int64_t y = 0; y < size; y++, pixels += size * 3)
-    for (int64_t a = 0, b = size - 1; a < b; a++, b--)
-      for (int c = 0; c < 3; c++) {
-        uint8_t v = pixels[a * 3 + c];
-        pixels[a * 3 + c] = pixels[b * 3 + c];
-        pixels[b * 3 + c] = v;
-      }
+/* The part of from..from+n-1 inside of 0..size-1; never empty, so that there is something to
+ * decode. */
+static void clip(int64_t *from, int64_t *n, int64_t size) {
+  int64_t to = *from + *n;
+  *from = *from < 0 ? 0 : *from >= size ? size - 1 : *from;
+  to = to > size ? size : to <= *from ? *from + 1 : to;
+  *n = to - *from;
 }
 
-static ii_status train_pixels(ii_transformer *tr, const ii_transform *t, const ii_image *img,
-                              ii_rng *rng, ii_error *err) {
-  if (t->small_crop) {
-    int64_t top = random_start(img->h, t->size, rng), left = random_start(img->w, t->size, rng);
-    window(img, top, left, t->size, tr->pixels);
+static void draw_train(const ii_transform *t, int64_t w, int64_t h, ii_rng *rng,
+                       ii_transform_plan *p) {
+  ii_resize_job *r = &p->resize;
+  r->out_w = r->out_h = t->size;
+  r->view = (ii_box){0, 0, t->size, t->size};
+  p->window = t->small_crop;
+  if (p->window) {
+    r->box.top = random_start(h, t->size, rng), r->box.left = random_start(w, t->size, rng);
+    r->box.h = r->box.w = t->size;
   } else {
-    ii_box box = ii_transform_random_box(t, img->w, img->h, rng);
-    ii_box all = {0, 0, t->size, t->size};
-    II_TRY(ii_resize(tr->resizer, img, box, t->filter, t->size, t->size, all, tr->pixels, err));
+    r->box = ii_transform_random_box(t, w, h, rng);
   }
-  if (ii_rng_uniform(rng) < t->flip_prob) flip(tr->pixels, t->size);
-  return II_OK;
+  r->filter = draw_filter(t, rng);
+  r->mirror = ii_rng_uniform(rng) < t->flip_prob;
 }
 
 /* Where torchvision's CenterCrop begins: Python's round of half the difference (ties to even). */
@@ -142,43 +144,116 @@ static int64_t centre(int64_t n, int64_t size) {
   return (int64_t)rint((double)(n - size) / 2.0);
 }
 
-static ii_status eval_pixels(ii_transformer *tr, const ii_transform *t, const ii_image *img,
-                             ii_error *err) {
-  ii_box all = {0, 0, img->h, img->w};
-  int64_t size = t->size, w = size, h = size;
+static void plan_eval(const ii_transform *t, int64_t w, int64_t h, ii_transform_plan *p) {
+  ii_resize_job *r = &p->resize;
+  int64_t size = t->size;
+  r->box = (ii_box){0, 0, h, w};
+  r->out_w = r->out_h = size;
   /* int(size * long / short): the quotient in double, cut off */
-  if (t->centre_crop && img->w > img->h) w = (int64_t)((double)(size * img->w) / (double)img->h);
-  if (t->centre_crop && img->w < img->h) h = (int64_t)((double)(size * img->h) / (double)img->w);
-  ii_box view = {centre(h, size), centre(w, size), size, size};
-  return ii_resize(tr->resizer, img, all, t->filter, w, h, view, tr->pixels, err);
+  if (t->centre_crop && w > h) r->out_w = (int64_t)((double)(size * w) / (double)h);
+  if (t->centre_crop && w < h) r->out_h = (int64_t)((double)(size * h) / (double)w);
+  r->view = (ii_box){centre(r->out_h, size), centre(r->out_w, size), size, size};
+}
+
+ii_transform_plan ii_transform_draw(const ii_transform *t, int64_t w, int64_t h, ii_rng *rng) {
+  ii_transform_plan p = {.resize.filter = t->filter};
+  if (t->train)
+    draw_train(t, w, h, rng, &p);
+  else
+    plan_eval(t, w, h, &p);
+  if (!p.window) {
+    p.source = ii_resize_source(&p.resize);
+  } else {
+    p.source = p.resize.box;
+    clip(&p.source.left, &p.source.w, w);
+    clip(&p.source.top, &p.source.h, h);
+  }
+  return p;
+}
+
+/* box of an image, of which `source` lies inside; black elsewhere. */
+static void window(const ii_image *part, int64_t top, int64_t left, ii_box box, ii_box source,
+                   uint8_t *out) {
+  int64_t x0 = source.left - box.left, y0 = source.top - box.top, w = source.w;
+  memset(out, 0, (size_t)(box.w * box.h * 3));
+  if (x0 < 0 || y0 < 0 || x0 >= box.w || y0 >= box.h) return; /* it lies outside altogether */
+  for (int64_t y = 0; y < source.h; y++)
+    memcpy(out + ((y0 + y) * box.w + x0) * 3,
+           part->data + ((source.top + y - top) * part->w + source.left - left) * 3,
+           (size_t)(w * 3));
+}
+
+static ii_status augment(ii_transformer *tr, const ii_transform *t, ii_rng *rng, ii_error *err) {
+  ii_augment_step steps[II_AUGMENT_STEPS];
+  uint8_t fill[3];
+  int n = 0;
+  if (t->auto_augment.layers > 0)
+    n = ii_randaugment_draw(&t->auto_augment, rng, steps);
+  else if (t->jitter[0] > 0 || t->jitter[1] > 0 || t->jitter[2] > 0 || t->jitter[3] > 0)
+    n = ii_jitter_draw(t->jitter, rng, steps);
+  for (int c = 0; c < 3; c++) fill[c] = (uint8_t)fmax(0, fmin(255, rint(255 * t->mean[c])));
+  for (int i = 0; i < n; i++)
+    II_TRY(ii_augment_apply(tr->augmenter, steps[i].op, steps[i].arg, draw_filter(t, rng), fill,
+                            &tr->pixels, err));
+  return II_OK;
+}
+
+static ii_status make_pixels(ii_transformer *tr, const ii_transform *t,
+                             const ii_transform_plan *plan, const ii_image *part, int64_t top,
+                             int64_t left, ii_rng *rng, ii_error *err) {
+  II_TRY(ii_image_reserve(&tr->pixels, t->size, t->size, err));
+  uint8_t *out = tr->pixels.data;
+  if (plan->window) {
+    window(part, top, left, plan->resize.box, plan->source, out);
+    if (plan->resize.mirror) ii_mirror(out, t->size, t->size);
+  } else {
+    ii_resize_job job = plan->resize;
+    job.src = part, job.top = top, job.left = left;
+    II_TRY(ii_resize(tr->resizer, &job, out, err));
+  }
+  return t->train ? augment(tr, t, rng, err) : II_OK;
+}
+
+static void make_values(ii_transformer *tr, const ii_transform *t) {
+  if (memcmp(tr->mean, t->mean, sizeof tr->mean) == 0 &&
+      memcmp(tr->std, t->std, sizeof tr->std) == 0)
+    return;
+  for (int v = 0; v < 256; v++)
+    for (int c = 0; c < 3; c++)
+      tr->value[v][c] = ((float)v / 255.0f - (float)t->mean[c]) / (float)t->std[c];
+  memcpy(tr->mean, t->mean, sizeof tr->mean);
+  memcpy(tr->std, t->std, sizeof tr->std);
+}
+
+static void normalise(ii_transformer *tr, const ii_transform *t, float *out) {
+  const uint8_t *p = tr->pixels.data;
+  int64_t n = tr->pixels.w * tr->pixels.h;
+  make_values(tr, t);
+  for (int64_t i = 0; i < n; i++, p += 3, out += 3) {
+    out[0] = tr->value[p[0]][0];
+    out[1] = tr->value[p[1]][1];
+    out[2] = tr->value[p[2]][2];
+  }
+}
+
+ii_status ii_transform_part(ii_transformer *tr, const ii_transform *t,
+                            const ii_transform_plan *plan, const ii_image *part, int64_t top,
+                            int64_t left, ii_rng *rng, float *out, ii_error *err) {
+  II_TRY(make_pixels(tr, t, plan, part, top, left, rng, err));
+  normalise(tr, t, out);
+  return II_OK;
 }
 
 ii_status ii_transform_pixels(ii_transformer *tr, const ii_transform *t, const ii_image *img,
                               ii_rng *rng, const uint8_t **pixels, ii_error *err) {
-  int64_t bytes = t->size * t->size * 3;
-  if (bytes > tr->capacity) {
-    free(tr->pixels);
-    tr->pixels = malloc((size_t)bytes);
-    tr->capacity = tr->pixels ? bytes : 0;
-    if (!tr->pixels) return ii_error_set(err, II_ERR_MEMORY, "no memory for a transformed image");
-  }
-  *pixels = tr->pixels;
-  return t->train ? train_pixels(tr, t, img, rng, err) : eval_pixels(tr, t, img, err);
+  ii_transform_plan plan = ii_transform_draw(t, img->w, img->h, rng);
+  II_TRY(make_pixels(tr, t, &plan, img, 0, 0, rng, err));
+  *pixels = tr->pixels.data;
+  return II_OK;
 }
 
 ii_status ii_transform_apply(ii_transformer *tr, const ii_transform *t, const ii_image *img,
                              ii_rng *rng, float *out, ii_error *err) {
-  const uint8_t *pixels = NULL;
-  II_TRY(ii_transform_pixels(tr, t, img, rng, &pixels, err));
-  float value[256][4]; /* of a byte, by channel */
-  for (int v = 0; v < 256; v++)
-    for (int c = 0; c < 3; c++)
-      value[v][c] = ((float)v / 255.0f - (float)t->mean[c]) / (float)t->std[c];
-  int64_t n = t->size * t->size;
-  for (int64_t i = 0; i < n; i++, pixels += 3, out += 3) {
-    out[0] = value[pixels[0]][0];
-    out[1] = value[pixels[1]][1];
-    out[2] = value[pixels[2]][2];
-  }
-  return II_OK;
+  ii_transform_plan plan = ii_transform_draw(t, img->w, img->h, rng);
+  return ii_transform_part(tr, t, &plan, img, 0, 0, rng, out, err);
 }

@@ -1,10 +1,11 @@
 /* From a decoded image to the numbers a network sees: the official train and evaluation transforms.
  *
- * Train (timm 0.6.11): random resized crop -> horizontal flip -> normalise.
+ * Train (timm 0.6.11): random resized crop -> horizontal flip -> RandAugment, or else colour jitter
+ * -> normalise.
  * Evaluation: resize the shorter side to the size -> centre crop -> normalise. */
 #ifndef II_TRANSFORM_H
 #define II_TRANSFORM_H
-#include "autograd/rng.h"
+#include "data/randaugment.h"
 #include "data/resize.h"
 
 typedef struct {
@@ -14,9 +15,13 @@ typedef struct {
   double mean[3], std[3]; /* of RGB in [0, 1] */
 
   /* train only */
-  double scale[2];  /* part of the image's area a crop covers, lowest and highest */
-  double ratio[2];  /* width / height of a crop, lowest and highest */
-  double flip_prob; /* of mirroring left to right */
+  double scale[2];             /* part of the image's area a crop covers, lowest and highest */
+  double ratio[2];             /* width / height of a crop, lowest and highest */
+  double flip_prob;            /* of mirroring left to right */
+  bool random_filter;          /* `filter` is drawn, bicubic or bilinear, for each image and each
+                                * operation of RandAugment (timm's default) */
+  ii_randaugment auto_augment; /* geometric operations fill with the mean colour */
+  double jitter[4]; /* brightness, contrast, saturation, hue; without auto_augment alone */
   bool small_crop;  /* for images of about the wanted size (the official rule: size <= 32): a random
                      * window of the image with 4 black pixels added on each side replaces the
                      * random resized crop. An image too small even so gets as much black as needed
@@ -39,21 +44,38 @@ ii_status ii_transform_check(const ii_transform *t, ii_error *err);
  * ratio. Draws from rng: area, ratio for each try, then top, left. */
 ii_box ii_transform_random_box(const ii_transform *t, int64_t w, int64_t h, ii_rng *rng);
 
+/* What a transform does with an image of w x h, as far as it is known before the pixels are. */
+typedef struct {
+  bool window;          /* resize.box is copied, black where it is outside of the image */
+  ii_resize_job resize; /* without the source */
+  ii_box source;        /* the part of the image that has an influence */
+} ii_transform_plan;
+
+/* Draws the plan for an image of w x h (> 0). rng is used by the train transform only (may be NULL
+ * otherwise): the crop's draws, then one for the filter if that is random, then one for the flip.
+ */
+ii_transform_plan ii_transform_draw(const ii_transform *t, int64_t w, int64_t h, ii_rng *rng);
+
 /* The working memory of a transform: one per thread. */
 typedef struct ii_transformer ii_transformer;
 ii_status ii_transformer_new(ii_transformer **transformer, ii_error *err);
 void ii_transformer_free(ii_transformer *transformer); /* NULL is allowed */
 
-/* The geometric part: *pixels points to [size, size, 3] bytes that belong to the transformer and
- * live until its next call. rng is used by the train transform only (may be NULL otherwise); the
- * order of its draws is the crop's, then one for the flip. Errors: II_ERR_MEMORY. */
+/* The transform of the part of an image: part holds at least plan->source and begins at (top, left)
+ * of the image; rng goes on where the plan left it. out [size, size, 3] float32 (NHWC order) is
+ * overwritten with (pixel / 255 - mean) / std, each step rounded to float32 as torchvision does.
+ * Errors: II_ERR_MEMORY; II_ERR_FORMAT (see ii_resize). */
+ii_status ii_transform_part(ii_transformer *transformer, const ii_transform *t,
+                            const ii_transform_plan *plan, const ii_image *part, int64_t top,
+                            int64_t left, ii_rng *rng, float *out, ii_error *err);
+
+/* The same for a whole image, plan and all, without normalising: *pixels points to [size, size, 3]
+ * bytes that belong to the transformer and live until its next call. */
 ii_status ii_transform_pixels(ii_transformer *transformer, const ii_transform *t,
                               const ii_image *img, ii_rng *rng, const uint8_t **pixels,
                               ii_error *err);
 
-/* The whole transform: out [size, size, 3] float32 (NHWC order), overwritten with
- * (pixel / 255 - mean) / std, each step rounded to float32 as torchvision does.
- * Errors: II_ERR_MEMORY. */
+/* The whole transform of a whole image. */
 ii_status ii_transform_apply(ii_transformer *transformer, const ii_transform *t,
                              const ii_image *img, ii_rng *rng, float *out, ii_error *err);
 

@@ -189,15 +189,29 @@ static void compare_model_keys(gc *g, const ii_config *cfg, const json_t *row) {
   equal(g, "drop_path_rate", cfg->model.drop_path_rate, need_number(g, row, "drop_path_rate"));
 }
 
-/* Augmentation beyond crop and flip has no keys yet and so nothing to compare. */
+static void compare_augmentation(gc *g, const ii_config *cfg, const json_t *aug) {
+  static const char *const modes[] = {"pixel", "const", "rand"}; /* as in options.def */
+  const char *mode = string_of(g, aug, "remode");
+  equal(g, "interpolation", cfg->data.interpolation == ii_data_interpolation_bicubic,
+        strcmp(string_of(g, aug, "interpolation"), "bicubic") == 0);
+  equal(g, "auto_augment", strcmp(cfg->data.auto_augment, string_of(g, aug, "auto_augment")), 0);
+  equal(g, "color_jitter", cfg->data.color_jitter.v[0], need_number(g, aug, "color_jitter"));
+  equal(g, "erase_prob", cfg->data.erase_prob, need_number(g, aug, "reprob"));
+  equal(g, "erase_mode", strcmp(modes[cfg->data.erase_mode], mode), 0);
+  equal(g, "erase_count", (double)cfg->data.erase_count, need_number(g, aug, "recount"));
+  equal(g, "mixup", cfg->data.mixup, need_number(g, aug, "mixup"));
+  equal(g, "cutmix", cfg->data.cutmix, need_number(g, aug, "cutmix"));
+  equal(g, "mix_prob", cfg->data.mix_prob, need_number(g, aug, "mixup_prob"));
+  equal(g, "mix_switch_prob", cfg->data.mix_switch_prob, need_number(g, aug, "switch_prob"));
+}
+
 static void compare_train_keys(gc *g, const ii_config *cfg, const json_t *row) {
   const json_t *t = member(g, row, "train"), *betas = member(g, t, "betas");
   const ii_optimizer_options o = ii_setup_optimizer(cfg);
   const ii_schedule s = ii_setup_schedule(cfg, 1);
-  bool bicubic = strcmp(string_of(g, member(g, row, "aug"), "interpolation"), "bicubic") == 0;
   double steps = number_of(g, t, "accumulation_steps", 0);
   equal(g, "img_size", (double)cfg->data.img_size, need_number(g, row, "img_size"));
-  equal(g, "interpolation", cfg->data.interpolation == ii_data_interpolation_bicubic, bicubic);
+  compare_augmentation(g, cfg, member(g, row, "aug"));
   equal(g, "label_smoothing", cfg->train.label_smoothing, need_number(g, row, "label_smoothing"));
   equal(g, "epochs", (double)cfg->train.epochs, need_number(g, t, "epochs"));
   equal(g, "warmup_epochs", cfg->train.warmup_epochs, need_number(g, t, "warmup_epochs"));

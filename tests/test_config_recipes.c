@@ -131,6 +131,13 @@ static void check_data(const ii_config *cfg, bool flash) {
         flash ? ii_data_eval_exif_apply : ii_data_eval_exif_ignore);
 }
 
+/* The yamls set a colour jitter of 0.4 too, which timm leaves aside when RandAugment is on. */
+static void check_augmentation(const ii_config *cfg) {
+  assert_string_equal(cfg->data.auto_augment, "rand-m9-mstd0.5-inc1");
+  equal("color_jitter", (double)cfg->data.color_jitter.count, 1);
+  equal("color_jitter", cfg->data.color_jitter.v[0], 0.4);
+}
+
 /* All of it in runs from scratch; none in fine-tuning (the official yamls switch it off there). */
 static void check_mix(const ii_config *cfg, bool scratch) {
   equal("erase_prob", cfg->data.erase_prob, scratch ? 0.25 : 0);
@@ -164,6 +171,7 @@ static void test_official_yamls(void **state) {
     check_model(&cfg, row);
     check_training(&cfg, row);
     check_data(&cfg, cfg.model.core_op == ii_model_core_op_DCNv4);
+    check_augmentation(&cfg);
     check_mix(&cfg, strstr(json_string_value(member(row, "yaml")), "_1k_224") != NULL);
   }
   json_decref(root);
@@ -191,6 +199,8 @@ static void test_paper_22k(void **state) {
     equal("clip_grad", cfg.train.clip_grad, 5);
     equal("label_smoothing", cfg.train.label_smoothing, 0.1);
     equal("ema", cfg.train.ema, false);
+    assert_string_equal(cfg.data.auto_augment, "");
+    equal("color_jitter", cfg.data.color_jitter.v[0], 0.4);
     check_mix(&cfg, true);
     equal("lr_layer_decay", cfg.train.lr_layer_decay, false);
   }

@@ -110,7 +110,7 @@ static int check_eval(const char *line) {
 }
 
 /* The whole result, and then each of its quarters as a view. */
-static int check_resize(const char *line) {
+static int check_resize_with(const char *line, bool portable) {
   char name[256], filter[32];
   int top, left, h, w, oh, ow;
   unsigned long crc;
@@ -121,16 +121,23 @@ static int check_resize(const char *line) {
   ii_image img = {0};
   ii_resizer *r = NULL;
   ii_error err = {0};
-  ii_box box = {top, left, h, w}, all = {0, 0, oh, ow};
+  ii_resize_job job = {.src = &img,
+                       .box = {top, left, h, w},
+                       .filter = f,
+                       .out_w = ow,
+                       .out_h = oh,
+                       .view = {0, 0, oh, ow}};
   uint8_t *out = malloc((size_t)(oh * ow * 3)), *part = malloc((size_t)(oh * ow * 3));
   load(name, plain, &img);
   assert_int_equal(ii_resizer_new(&r, &err), II_OK);
-  assert_int_equal(ii_resize(r, &img, box, f, ow, oh, all, out, &err), II_OK);
+  if (portable) ii_resizer_use_portable(r);
+  assert_int_equal(ii_resize(r, &job, out, &err), II_OK);
   expect(line, out, (int64_t)oh * ow * 3, crc);
   for (int q = 0; q < 4; q++) {
     int64_t my = oh / 2, mx = ow / 2;
     ii_box view = {q & 2 ? my : 0, q & 1 ? mx : 0, q & 2 ? oh - my : my, q & 1 ? ow - mx : mx};
-    assert_int_equal(ii_resize(r, &img, box, f, ow, oh, view, part, &err), II_OK);
+    job.view = view;
+    assert_int_equal(ii_resize(r, &job, part, &err), II_OK);
     for (int64_t y = 0; y < view.h; y++)
       assert_memory_equal(part + y * view.w * 3, out + ((view.top + y) * ow + view.left) * 3,
                           view.w * 3);
@@ -140,6 +147,10 @@ static int check_resize(const char *line) {
   ii_resizer_free(r);
   ii_image_free(&img);
   return 1;
+}
+
+static int check_resize(const char *line) {
+  return check_resize_with(line, false) && check_resize_with(line, true);
 }
 
 static void run(int (*check)(const char *line), int at_least) {

@@ -62,6 +62,7 @@ static int teardown(void **state) {
 static ii_loader_config train_config(int64_t batch) {
   ii_transform t = ii_transform_default(SIZE, true);
   t.small_crop = false;
+  assert_int_equal(ii_randaugment_parse("rand-m9-mstd0.5-inc1", &t.auto_augment, NULL), II_OK);
   ii_loader_config c = ii_loader_config_default(set, t, batch);
   c.seed = 11;
   return c;

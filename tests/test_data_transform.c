@@ -205,11 +205,59 @@ static void test_extreme_shapes(void **state) {
   ii_image_free(&img);
 }
 
+/* Every way through the resize: the portable code and that of this processor agree, a mirrored
+ * result is the mirror image, and the pixels that are said to count are enough. */
+static void test_resize_ways(void **state) {
+  ii_resizer *fast = NULL, *plain = NULL;
+  ii_image img = {0}, part = {0};
+  ii_error err = {0};
+  static uint8_t a[3 * 120 * 120], b[3 * 120 * 120];
+  assert_int_equal(ii_resizer_new(&fast, &err), II_OK);
+  assert_int_equal(ii_resizer_new(&plain, &err), II_OK);
+  ii_resizer_use_portable(plain);
+  ii_rng rng = ii_rng_make(6, II_RNG_TEST, 0, 0);
+  for (int i = 0; i < 600; i++) {
+    int64_t w = 1 + (int64_t)ii_rng_below(&rng, 300), h = 1 + (int64_t)ii_rng_below(&rng, 300);
+    assert_int_equal(ii_image_reserve(&img, w, h, &err), II_OK);
+    for (int64_t k = 0; k < w * h * 3; k++)
+      img.data[k] = i % 3 ? (uint8_t)ii_rng_u32(&rng) : (uint8_t)(ii_rng_u32(&rng) % 2 * 255);
+    ii_resize_job j = {.src = &img, .filter = (ii_filter)(i % 2)};
+    j.box.w = 1 + (int64_t)ii_rng_below(&rng, (uint64_t)w);
+    j.box.h = 1 + (int64_t)ii_rng_below(&rng, (uint64_t)h);
+    j.box.left = (int64_t)ii_rng_below(&rng, (uint64_t)(w - j.box.w + 1));
+    j.box.top = (int64_t)ii_rng_below(&rng, (uint64_t)(h - j.box.h + 1));
+    j.out_w = i % 7 == 0 && j.box.w <= 120 ? j.box.w : 1 + (int64_t)ii_rng_below(&rng, 120);
+    j.out_h = i % 5 == 0 && j.box.h <= 120 ? j.box.h : 1 + (int64_t)ii_rng_below(&rng, 120);
+    j.view.w = 1 + (int64_t)ii_rng_below(&rng, (uint64_t)j.out_w);
+    j.view.h = 1 + (int64_t)ii_rng_below(&rng, (uint64_t)j.out_h);
+    j.view.left = (int64_t)ii_rng_below(&rng, (uint64_t)(j.out_w - j.view.w + 1));
+    j.view.top = (int64_t)ii_rng_below(&rng, (uint64_t)(j.out_h - j.view.h + 1));
+    size_t bytes = (size_t)(j.view.w * j.view.h * 3);
+    assert_int_equal(ii_resize(plain, &j, a, &err), II_OK);
+    ii_box s = ii_resize_source(&j);
+    assert_int_equal(ii_image_reserve(&part, s.w, s.h, &err), II_OK);
+    for (int64_t y = 0; y < s.h; y++)
+      memcpy(part.data + y * s.w * 3, img.data + ((s.top + y) * w + s.left) * 3, (size_t)s.w * 3);
+    j.src = &part, j.top = s.top, j.left = s.left, j.mirror = i % 4 == 0;
+    assert_int_equal(ii_resize(fast, &j, b, &err), II_OK);
+    if (j.mirror) ii_mirror(b, j.view.w, j.view.h);
+    assert_memory_equal(a, b, bytes);
+    assert_int_equal(ii_resize(plain, &j, b, &err), II_OK);
+    if (j.mirror) ii_mirror(b, j.view.w, j.view.h);
+    assert_memory_equal(a, b, bytes);
+  }
+  ii_resizer_free(fast);
+  ii_resizer_free(plain);
+  ii_image_free(&img);
+  ii_image_free(&part);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_random_box), cmocka_unit_test(test_box_fallback),
-      cmocka_unit_test(test_small_crop), cmocka_unit_test(test_flip),
-      cmocka_unit_test(test_centre),     cmocka_unit_test(test_extreme_shapes),
+      cmocka_unit_test(test_random_box),     cmocka_unit_test(test_box_fallback),
+      cmocka_unit_test(test_small_crop),     cmocka_unit_test(test_flip),
+      cmocka_unit_test(test_resize_ways),    cmocka_unit_test(test_centre),
+      cmocka_unit_test(test_extreme_shapes),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
 /* What must hold between keys. One function per section; each message names both keys. */
+#include "data/randaugment.h"
 #include "train/config.h"
 
 static ii_status check_shape(const ii_config *cfg, ii_error *err) {
@@ -106,6 +107,22 @@ static ii_status check_data(const ii_config *cfg, ii_error *err) {
   return II_OK;
 }
 
+static ii_status check_augmentation(const ii_config *cfg, ii_error *err) {
+  const ii_double_list *jitter = &cfg->data.color_jitter;
+  ii_randaugment r;
+  if (ii_randaugment_parse(cfg->data.auto_augment, &r, err) != II_OK)
+    return ii_error_prefix(err, "data.auto_augment");
+  if (jitter->count == 2)
+    return ii_error_set(err, II_ERR_ARG,
+                        "data.color_jitter is one number for all, three (brightness, contrast, "
+                        "saturation) or four (and hue)");
+  if (jitter->count == 4 && jitter->v[3] > 0.5)
+    return ii_error_set(err, II_ERR_ARG,
+                        "data.color_jitter: hue = %g is more than half of the colour circle (0.5)",
+                        jitter->v[3]);
+  return II_OK;
+}
+
 static ii_status check_mix(const ii_config *cfg, ii_error *err) {
   if ((cfg->data.mixup > 0 || cfg->data.cutmix > 0) && cfg->data.batch_size % 2 != 0)
     return ii_error_set(err, II_ERR_ARG,
@@ -139,6 +156,7 @@ ii_status ii_config_check(const ii_config *cfg, ii_error *err) {
   II_TRY(check_blocks(cfg, err));
   II_TRY(check_head(cfg, err));
   II_TRY(check_data(cfg, err));
+  II_TRY(check_augmentation(cfg, err));
   II_TRY(check_mix(cfg, err));
   return check_train(cfg, err);
 }

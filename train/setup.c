@@ -111,6 +111,15 @@ static ii_transform transform_of(const ii_config *cfg, bool train) {
   ii_transform t = ii_transform_default(cfg->data.img_size, train);
   bool bicubic = cfg->data.interpolation == ii_data_interpolation_bicubic;
   t.filter = bicubic ? II_FILTER_BICUBIC : II_FILTER_BILINEAR;
+  t.random_filter = train && cfg->data.interpolation == ii_data_interpolation_random;
+  ii_randaugment_parse(cfg->data.auto_augment, &t.auto_augment, NULL); /* checked before */
+  for (int i = 0; i < 4; i++) {
+    const ii_double_list *jitter = &cfg->data.color_jitter;
+    if (jitter->count == 1)
+      t.jitter[i] = i < 3 ? jitter->v[0] : 0;
+    else
+      t.jitter[i] = i < jitter->count ? jitter->v[i] : 0;
+  }
   for (int i = 0; i < 3; i++) {
     t.mean[i] = cfg->data.mean.v[i];
     t.std[i] = cfg->data.std.v[i];
