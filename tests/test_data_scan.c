@@ -351,27 +351,42 @@ static void test_memory_is_bounded(void **state) {
   assert_int_equal(status, 0);
 }
 
+/* What a loader reports is on the list of the scan, each file once. */
 typedef struct {
+  const ii_scan_report *scan; /* NULL: nothing may be reported */
+  bool *seen;                 /* [scan->bad_count] */
   int count;
 } bad_files;
 
 static void on_bad(void *context, const char *path, const char *reason) {
-  ((bad_files *)context)->count++;
+  bad_files *f = context;
+  char listed[II_PATH_MAX];
+  f->count++;
+  for (int64_t i = 0; f->scan && i < f->scan->bad_count; i++) {
+    ii_dataset_path(set, f->scan->bad[i].sample, listed);
+    if (strcmp(listed, path) != 0) continue;
+    assert_false(f->seen[i]);
+    f->seen[i] = true;
+    return;
+  }
+  fail_msg("%s is not on the list: %s", path, reason);
 }
 
-static int train_epoch(const ii_dataset *d, bool replace) {
-  bad_files bad = {0};
+static int train_epoch(const ii_dataset *d, const ii_scan_report *scan) {
+  bad_files bad = {.scan = scan};
   ii_error err = {0};
   ii_loader *l;
   const ii_batch *b;
   ii_loader_config c = ii_loader_config_default(d, ii_transform_default(32, true), 20);
-  c.endless = false, c.drop_last = false, c.shuffle = true, c.replace_bad = replace;
+  c.endless = false, c.drop_last = false, c.shuffle = true, c.replace_bad = !scan;
   c.decode = limits, c.on_bad = on_bad, c.context = &bad, c.threads = 3;
+  if (scan) bad.seen = calloc((size_t)scan->bad_count, sizeof *bad.seen);
   if (ii_loader_new(&c, &l, &err) != II_OK) fail_msg("%s", err.text);
   do
     if (ii_loader_next(l, &b, &err) != II_OK) fail_msg("%s", err.text);
   while (b);
   ii_loader_free(l);
+  free(bad.seen);
   return bad.count;
 }
 
@@ -380,13 +395,15 @@ static void test_training_with_the_list(void **state) {
   ii_scan_report r = do_scan(2);
   ii_dataset *d;
   assert_int_equal(ii_scan_write_list(set, &r, in_root("skip.txt"), &err), II_OK);
-  assert_int_equal(train_epoch(set, false), r.bad_count); /* each exactly once */
+  /* training may not look at all of an image, and so not meet the damage in a few */
+  const int met = train_epoch(set, &r);
+  assert_true(met <= r.bad_count && met > r.bad_count * 19 / 20);
   assert_int_equal(ii_dataset_open_folder(in_root("set"), NULL, &d, &err), II_OK);
   if (ii_dataset_skip(d, in_root("skip.txt"), &err) != II_OK) fail_msg("%s", err.text);
   const ii_skip_result *s = ii_dataset_skip_result(d);
   assert_true(s->listed == r.bad_count && s->skipped == r.bad_count && !s->changed && !s->unknown);
   assert_int_equal(ii_dataset_size(d), r.images - r.bad_count);
-  assert_int_equal(train_epoch(d, true), 0);
+  assert_int_equal(train_epoch(d, NULL), 0);
   /* labels and names moved together */
   for (int64_t i = 0; i < ii_dataset_size(d); i++) {
     char name[II_PATH_MAX];
