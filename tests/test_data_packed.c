@@ -129,6 +129,11 @@ static void test_checksum(void **state) {
       assert_int_equal(ii_crc32c(ii_crc32c(0, text, from), text + from, n),
                        ii_crc32c_plain(0, text, from + n));
     }
+  static uint8_t many[10000];
+  for (int i = 0; i < 10000; i++) many[i] = (uint8_t)(i * i >> 3);
+  for (int n = 3000; n <= 9990; n += 233)
+    assert_int_equal(ii_crc32c((uint32_t)n, many + n % 9, n),
+                     ii_crc32c_plain((uint32_t)n, many + n % 9, n));
 }
 
 static void test_same_images(void **state) {
