@@ -14,15 +14,11 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi" /* the vector functions are all inlined */
-#endif
-
 #define LANES II_HUFFMAN_BLOCKS
 
 /* Blocks of one component waiting for their DCT, and where their pixels go. */
 typedef struct {
-  int16_t coefficients[II_HUFFMAN_ROWS * LANES];
+  int16_t coefficients[64 * LANES];
   uint8_t *to[LANES];
   int count;
 } block_batch;
@@ -43,8 +39,8 @@ struct ii_jpeg_fast {
   ii_huffman dc[NUM_HUFF_TBLS], ac[NUM_HUFF_TBLS];
   component components[3];
   block_batch batches[3];
-  uint8_t *planes, *rows, *data;
-  int64_t plane_capacity, row_capacity, data_capacity;
+  uint8_t *planes, *rows;
+  int64_t plane_capacity, row_capacity;
 };
 
 ii_status ii_jpeg_fast_new(ii_jpeg_fast **fast, ii_error *err) {
@@ -57,68 +53,52 @@ void ii_jpeg_fast_free(ii_jpeg_fast *f) {
   if (!f) return;
   free(f->planes);
   free(f->rows);
-  free(f->data);
   free(f);
 }
 
 /* ---- inverse DCT ---- */
 
-/* One value of each of the blocks. */
-typedef uint32_t lanes __attribute__((vector_size(4 * LANES)));
-typedef int32_t signed_lanes __attribute__((vector_size(4 * LANES)));
-typedef int16_t short_lanes __attribute__((vector_size(2 * LANES)));
-typedef uint8_t byte_lanes __attribute__((vector_size(LANES)));
-
-static inline lanes descale(lanes x, int n) {
-  return (lanes)((signed_lanes)(x + (1u << (n - 1))) >> n);
-}
+#define DESCALE(x, n) ((uint32_t)((int32_t)((x) + (1u << ((n)-1))) >> (n)))
 
 /* Eight values with `shift` fractional bits more than the result, as in libjpeg's ISLOW method. The
  * constants are cosines with 13 fractional bits. */
-static inline __attribute__((always_inline)) void dct_1d(lanes v[8], int shift) {
-  lanes z1 = (v[2] + v[6]) * 4433u;
-  lanes t2 = z1 - v[6] * 15137u, t3 = z1 + v[2] * 6270u;
-  lanes t0 = (v[0] + v[4]) << 13, t1 = (v[0] - v[4]) << 13;
-  lanes e0 = t0 + t3, e3 = t0 - t3, e1 = t1 + t2, e2 = t1 - t2;
-  lanes a = v[7], b = v[5], c = v[3], d = v[1];
-  lanes z5 = (a + c + b + d) * 9633u;
-  lanes y1 = (a + d) * 7373u, y2 = (b + c) * 20995u;
-  lanes y3 = z5 - (a + c) * 16069u, y4 = z5 - (b + d) * 3196u;
+static inline void dct_1d(const uint32_t in[8], uint32_t out[8], int shift) {
+  uint32_t z1 = (in[2] + in[6]) * 4433u;
+  uint32_t t2 = z1 - in[6] * 15137u, t3 = z1 + in[2] * 6270u;
+  uint32_t t0 = (in[0] + in[4]) << 13, t1 = (in[0] - in[4]) << 13;
+  uint32_t e0 = t0 + t3, e3 = t0 - t3, e1 = t1 + t2, e2 = t1 - t2;
+  uint32_t a = in[7], b = in[5], c = in[3], d = in[1];
+  uint32_t z5 = (a + c + b + d) * 9633u;
+  uint32_t y1 = (a + d) * 7373u, y2 = (b + c) * 20995u;
+  uint32_t y3 = z5 - (a + c) * 16069u, y4 = z5 - (b + d) * 3196u;
   a = a * 2446u - y1 + y3, b = b * 16819u - y2 + y4;
   c = c * 25172u - y2 + y3, d = d * 12299u - y1 + y4;
-  v[0] = descale(e0 + d, shift), v[7] = descale(e0 - d, shift);
-  v[1] = descale(e1 + c, shift), v[6] = descale(e1 - c, shift);
-  v[2] = descale(e2 + b, shift), v[5] = descale(e2 - b, shift);
-  v[3] = descale(e3 + a, shift), v[4] = descale(e3 - a, shift);
+  out[0] = DESCALE(e0 + d, shift), out[7] = DESCALE(e0 - d, shift);
+  out[1] = DESCALE(e1 + c, shift), out[6] = DESCALE(e1 - c, shift);
+  out[2] = DESCALE(e2 + b, shift), out[5] = DESCALE(e2 - b, shift);
+  out[3] = DESCALE(e3 + a, shift), out[4] = DESCALE(e3 - a, shift);
 }
 
-static inline lanes load(const int16_t *p) {
-  short_lanes v;
-  memcpy(&v, p, sizeof v);
-  return (lanes) __builtin_convertvector(v, signed_lanes);
-}
-
-static inline void store_bytes(lanes v, uint8_t *out) {
-  signed_lanes p = (signed_lanes)v + 128;
-  p &= p > 0;
-  p = (p & (p < 255)) | (255 & (p >= 255));
-  byte_lanes b = __builtin_convertvector(p, byte_lanes);
-  memcpy(out, &b, sizeof b);
-}
-
-/* All blocks: columns, then rows, then a byte each: [64, LANES]. */
-static void dct(const int16_t *in, const uint16_t quant[64], uint8_t *out) {
-  lanes middle[64], v[8];
-  for (int x = 0; x < 8; x++) {
-    for (int y = 0; y < 8; y++) v[y] = load(in + (y * 8 + x) * LANES) * (uint32_t)quant[y * 8 + x];
-    dct_1d(v, 11);
-    for (int y = 0; y < 8; y++) middle[y * 8 + x] = v[y];
-  }
-  for (int y = 0; y < 8; y++) {
-    memcpy(v, middle + y * 8, sizeof v);
-    dct_1d(v, 18);
-    for (int x = 0; x < 8; x++) store_bytes(v[x], out + (y * 8 + x) * LANES);
-  }
+/* LANES blocks: columns, then rows, then a byte each: [64, LANES]. */
+static void dct(const int16_t *restrict in, const uint16_t *restrict quant, uint8_t *restrict out) {
+  uint32_t middle[64 * LANES];
+  for (int x = 0; x < 8; x++)
+    for (int l = 0; l < LANES; l++) {
+      uint32_t v[8], r[8];
+      for (int y = 0; y < 8; y++) v[y] = (uint32_t)in[(y * 8 + x) * LANES + l] * quant[y * 8 + x];
+      dct_1d(v, r, 11);
+      for (int y = 0; y < 8; y++) middle[(y * 8 + x) * LANES + l] = r[y];
+    }
+  for (int y = 0; y < 8; y++)
+    for (int l = 0; l < LANES; l++) {
+      uint32_t v[8], r[8];
+      for (int x = 0; x < 8; x++) v[x] = middle[(y * 8 + x) * LANES + l];
+      dct_1d(v, r, 18);
+      for (int x = 0; x < 8; x++) {
+        int32_t p = (int32_t)r[x] + 128;
+        out[(y * 8 + x) * LANES + l] = (uint8_t)(p < 0 ? 0 : p > 255 ? 255 : p);
+      }
+    }
 }
 
 /* Row y of the blocks in px [64, LANES] to the places of the blocks. */
@@ -159,10 +139,9 @@ static void flush(component *c) {
 
 /* ---- entropy-coded data ---- */
 
-/* What is decoded, in MCUs: columns x0..x1 - 1 of rows y0..y1 - 1, of `across` columns
- * and `down` rows in all. */
+/* What is decoded, in MCUs: columns x0..x1 - 1 of rows y0..y1 - 1, of `across` columns in all. */
 typedef struct {
-  int64_t x0, x1, y0, y1, across, down;
+  int64_t x0, x1, y0, y1, across;
   int restart; /* MCUs between restart markers; 0: none */
 } mcu_range;
 
@@ -182,46 +161,20 @@ static bool mcu_blocks(ii_bit_reader *r, component *c, int64_t x, int64_t y, boo
   return true;
 }
 
-/* The coded data: stretches between markers, of which one at a time is in f->data. */
-typedef struct {
-  const uint8_t *bytes;
-  int64_t n, marker; /* the marker behind the stretch in use */
-} coded;
-
-static void next_stretch(ii_jpeg_fast *f, coded *c, int64_t from, ii_bit_reader *r) {
-  int64_t marker, n = ii_huffman_unstuff(c->bytes + from, c->n - from, f->data, &marker);
-  c->marker = from + marker;
-  *r = (ii_bit_reader){.p = f->data, .end = f->data + n};
-}
-
-/* Passes over restart marker number n (0..7), which must be next. */
-static bool restart(ii_jpeg_fast *f, coded *c, int n, int components, ii_bit_reader *r) {
-  int64_t left = ii_bits_left(r);
-  if (left < 0 || left > 7 || c->n - c->marker < 2 || c->bytes[c->marker + 1] != 0xd0 + n)
-    return false;
-  next_stretch(f, c, c->marker + 2, r);
-  for (int i = 0; i < components; i++) f->components[i].dc = 0;
-  return true;
-}
-
-static bool scan(ii_jpeg_fast *f, int components, const mcu_range *m, coded *data) {
+static bool scan(ii_jpeg_fast *f, int components, const mcu_range *m, ii_bit_reader *r) {
   int64_t mcu = 0;
-  ii_bit_reader r;
-  next_stretch(f, data, 0, &r);
   for (int64_t y = 0; y < m->y1; y++) {
     for (int64_t x = 0; x < m->across; x++, mcu++) {
       bool wanted = y >= m->y0 && x >= m->x0 && x < m->x1;
       if (m->restart > 0 && mcu > 0 && mcu % m->restart == 0) {
-        int n = (int)((mcu / m->restart - 1) % 8);
-        if (!restart(f, data, n, components, &r)) return false;
+        if (!ii_bits_restart(r, (int)((mcu / m->restart - 1) % 8))) return false;
+        for (int c = 0; c < components; c++) f->components[c].dc = 0;
       }
       for (int c = 0; c < components; c++)
-        if (!mcu_blocks(&r, &f->components[c], x, y, wanted)) return false;
+        if (!mcu_blocks(r, &f->components[c], x, y, wanted)) return false;
     }
-    if (ii_bits_left(&r) < 0) return false;
+    if (ii_bits_ended(r)) return false;
   }
-  /* a file that ends without a marker is truncated, if only by that */
-  if (m->y1 == m->down && data->n - data->marker < 2) return false;
   for (int c = 0; c < components; c++) flush(&f->components[c]);
   return true;
 }
@@ -351,16 +304,16 @@ static bool layout(ii_jpeg_fast *f, const struct jpeg_decompress_struct *j, ii_b
   int n = j->num_components, h = n == 1 ? 1 : j->comp_info[0].h_samp_factor;
   int v = n == 1 ? 1 : j->comp_info[0].v_samp_factor;
   int64_t w = j->image_width, rows = j->image_height, bytes = 0;
+  int64_t down = (rows + 8 * v - 1) / (8 * v);
   int64_t margin = 2; /* pixels that upsampling looks further */
   m->across = (w + 8 * h - 1) / (8 * h);
-  m->down = (rows + 8 * v - 1) / (8 * v);
   m->restart = (int)j->restart_interval;
   m->x0 = (part.left > margin ? part.left - margin : 0) / (8 * h);
   m->y0 = (part.top > margin ? part.top - margin : 0) / (8 * v);
   m->x1 = (part.left + part.w - 1 + margin) / (8 * h) + 1;
   m->y1 = (part.top + part.h - 1 + margin) / (8 * v) + 1;
   if (m->x1 > m->across) m->x1 = m->across;
-  if (m->y1 > m->down) m->y1 = m->down;
+  if (m->y1 > down) m->y1 = down;
   for (int i = 0; i < n; i++) {
     component *c = &f->components[i];
     c->h = i == 0 ? h : 1, c->v = i == 0 ? v : 1;
@@ -387,14 +340,14 @@ bool ii_jpeg_fast_decode(ii_jpeg_fast *f, const struct jpeg_decompress_struct *j
   if (!known_kind(j) || !tables(f, j) || !layout(f, j, part, &m)) return false;
   if (!grow(&f->rows, &f->row_capacity, row_bytes * 5)) return false;
   if (ii_image_reserve(img, part.w, part.h, NULL) != II_OK) return false;
-  coded data = {.bytes = j->src->next_input_byte, .n = (int64_t)j->src->bytes_in_buffer};
-  if (!grow(&f->data, &f->data_capacity, data.n + II_HUFFMAN_BEHIND)) return false;
+  ii_bit_reader r = {.p = j->src->next_input_byte,
+                     .end = j->src->next_input_byte + j->src->bytes_in_buffer};
   for (int i = 0; i < 3; i++) {
     if (f->batches[i].count > 0) /* of a file that was given up */
       memset(f->batches[i].coefficients, 0, sizeof f->batches[i].coefficients);
     f->batches[i].count = 0;
   }
-  if (!scan(f, j->num_components, &m, &data)) return false;
+  if (!scan(f, j->num_components, &m, &r)) return false;
   write_pixels(f, j->num_components, part, row_bytes, img->data);
   return true;
 }

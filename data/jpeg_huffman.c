@@ -2,21 +2,12 @@
 #include <string.h>
 
 #define FAST II_HUFFMAN_BITS
-#define STOP 128
+#define STOP 255
 
-/* Where coefficient k goes, for 16 interleaved blocks; behind the last one all places are the one
- * that is never read. */
-#define N(k) ((k)*II_HUFFMAN_BLOCKS)
-#define END  N(64)
-#define END8 END, END, END, END, END, END, END, END
-static const uint16_t place[192] = {
-    N(0),  N(1),  N(8),  N(16), N(9),  N(2),  N(3),  N(10), N(17), N(24), N(32), N(25),
-    N(18), N(11), N(4),  N(5),  N(12), N(19), N(26), N(33), N(40), N(48), N(41), N(34),
-    N(27), N(20), N(13), N(6),  N(7),  N(14), N(21), N(28), N(35), N(42), N(49), N(56),
-    N(57), N(50), N(43), N(36), N(29), N(22), N(15), N(23), N(30), N(37), N(44), N(51),
-    N(58), N(59), N(52), N(45), N(38), N(31), N(39), N(46), N(53), N(60), N(61), N(54),
-    N(47), N(55), N(62), N(63), END8,  END8,  END8,  END8,  END8,  END8,  END8,  END8,
-    END8,  END8,  END8,  END8,  END8,  END8,  END8,  END8};
+static const uint8_t natural[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,
+                                    12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
+                                    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
+                                    58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
 
 /* ---- tables ---- */
 
@@ -32,18 +23,7 @@ static int32_t whole_entry(int symbol, int length, uint32_t index, bool ac) {
   if (ac && size == 0 && zeros != 15) return symbol == 0 ? length | STOP << 8 : 0;
   int value = 0;
   if (size > 0) value = number(index >> (FAST - length - size) & ((1u << size) - 1), size);
-  return (int32_t)((uint32_t)value << 16 | (uint32_t)(zeros + 1) << 8 | (uint32_t)(length + size));
-}
-
-static void make_pairs(ii_huffman *t) {
-  for (uint32_t i = 0; i < 1u << FAST; i++) {
-    uint32_t a = (uint32_t)t->whole[i], length = a & 255, places = a >> 8 & 255;
-    uint32_t b = (uint32_t)t->whole[i << length & ((1u << FAST) - 1)];
-    bool two = length > 0 && places < STOP && (b & 255) > 0 && length + (b & 255) <= FAST;
-    uint64_t further = two ? b >> 8 & 255 : 0, number2 = (two ? b : a) >> 16;
-    uint64_t both = length + (two ? b & 255 : 0);
-    t->pair[i] = both | places << 8 | further << 16 | (uint64_t)(a >> 16) << 32 | number2 << 48;
-  }
+  return (int32_t)((uint32_t)value << 16 | (uint32_t)zeros << 8 | (uint32_t)(length + size));
 }
 
 bool ii_huffman_make(ii_huffman *t, const uint8_t bits[17], const uint8_t values[256], bool ac) {
@@ -70,43 +50,44 @@ bool ii_huffman_make(ii_huffman *t, const uint8_t bits[17], const uint8_t values
   }
   memcpy(t->bits, bits, 17);
   memcpy(t->values, values, 256);
-  if (ac) make_pairs(t);
   return t->made = true;
 }
 
 /* ---- bits ---- */
 
-int64_t ii_huffman_unstuff(const uint8_t *from, int64_t n, uint8_t *to, int64_t *marker) {
-  int64_t at = 0, out = 0;
-  *marker = n;
-  while (at < n) {
-    const uint8_t *ff = memchr(from + at, 0xff, (size_t)(n - at));
-    int64_t run = ff ? ff - from - at : n - at;
-    memcpy(to + out, from + at, (size_t)run);
-    at += run, out += run;
-    if (!ff) break;
-    if (at + 1 >= n || from[at + 1] != 0) {
-      *marker = at;
-      break;
+/* Byte by byte: 0xff is followed by a 0 that does not count; anything else is a marker, the end. */
+static void refill_slowly(ii_bit_reader *r) {
+  while (r->count <= 56) {
+    uint64_t byte = 0;
+    if (r->p < r->end && (r->p[0] != 0xff || (r->p + 1 < r->end && r->p[1] == 0))) {
+      byte = r->p[0];
+      r->p += byte == 0xff ? 2 : 1;
+    } else {
+      r->made_up += 8;
+      r->ran_out |= r->end - r->p < 2;
     }
-    to[out++] = 0xff;
-    at += 2;
+    r->bits |= byte << (56 - r->count);
+    r->count += 8;
   }
-  memset(to + out, 0, II_HUFFMAN_BEHIND);
-  return out;
 }
 
-/* At least 56 bits. What is in `bits` behind the first `count` are the bits that come next, so that
- * to set them again does no harm. */
+/* At least 56 bits. */
 static inline void refill(ii_bit_reader *r) {
-  uint64_t v;
-  memcpy(&v, r->p, 8);
+  if (r->end - r->p >= 8 && r->count <= 56) {
+    uint64_t v;
+    memcpy(&v, r->p, 8);
+    uint64_t inverse = ~v;
+    if (((inverse - 0x0101010101010101u) & v & 0x8080808080808080u) == 0) { /* no byte is 0xff */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-  v = __builtin_bswap64(v);
+      v = __builtin_bswap64(v);
 #endif
-  r->bits |= v >> r->count;
-  r->p += (63 - r->count) >> 3;
-  r->count |= 56;
+      r->bits |= v >> r->count;
+      r->p += (63 - r->count) >> 3;
+      r->count |= 56;
+      return;
+    }
+  }
+  refill_slowly(r);
 }
 
 static inline void drop(ii_bit_reader *r, int n) {
@@ -114,8 +95,18 @@ static inline void drop(ii_bit_reader *r, int n) {
   r->count -= n;
 }
 
-int64_t ii_bits_left(const ii_bit_reader *r) {
-  return (r->end - r->p) * 8 + r->count;
+bool ii_bits_ended(ii_bit_reader *r) {
+  refill_slowly(r);
+  return r->ran_out || r->count < r->made_up;
+}
+
+bool ii_bits_restart(ii_bit_reader *r, int n) {
+  /* the reader has taken whole bytes up to the marker; fewer than 8 bits, all 1, may be left */
+  if (ii_bits_ended(r) || r->made_up == 0 || r->count - r->made_up >= 8) return false;
+  if (r->end - r->p < 2 || r->p[0] != 0xff || r->p[1] != 0xd0 + n) return false;
+  r->p += 2;
+  r->bits = 0, r->count = r->made_up = 0;
+  return true;
 }
 
 /* ---- blocks ---- */
@@ -157,64 +148,50 @@ static inline bool difference(ii_bit_reader *r, const ii_huffman *t, int *out) {
   return true;
 }
 
-/* The next coefficient, by its symbol: *k moves on to its place, or by STOP where the block ends.
- */
-static inline bool long_coefficient(ii_bit_reader *r, const ii_huffman *t, int *k, int *value) {
-  int symbol = symbol_of(r, t), size = symbol & 15;
-  *value = 0;
+/* The coefficient at or after *k: number and place by symbol; *k = 64: the block ends. */
+static bool long_coefficient(ii_bit_reader *r, const ii_huffman *t, int *k, int *value) {
+  int symbol = symbol_of(r, t);
   if (symbol < 0) return false;
+  int size = symbol & 15;
+  *value = 0;
   if (size == 0 && symbol != 0xf0) {
-    *k += STOP;
+    *k = 64;
     return symbol == 0;
   }
-  *k += (symbol >> 4) + 1;
+  *k += symbol >> 4;
   if (size) *value = take_number(r, size);
-  return true;
+  return *k < 64;
 }
-
-/* While so many places are left that the first number of a pair cannot be the last of the block,
- * after which the bits belong to the next block. */
-#define PAIRS_UP_TO 46
 
 static inline __attribute__((always_inline)) bool block_of(ii_bit_reader *reader,
                                                            const ii_huffman *dc_table,
                                                            const ii_huffman *ac_table, int *dc,
                                                            int16_t *block) {
   ii_bit_reader r = *reader; /* in registers */
-  int diff, k = 0, value;
-  if (r.p > r.end + 8) return false;
+  int diff;
   if (!difference(&r, dc_table, &diff)) return false;
   *dc += diff;
   if (*dc < -32768 || *dc > 32767) return false;
   if (block) block[0] = (int16_t)*dc;
-  while (k <= PAIRS_UP_TO) {
-    refill(&r);
-    uint64_t entry = ac_table->pair[r.bits >> (64 - FAST)];
+  for (int k = 1; k < 64; k++) {
+    if (r.count < 32) refill(&r);
+    int32_t entry = ac_table->whole[r.bits >> (64 - FAST)];
+    int value = entry >> 16;
     if (entry & 255) {
       drop(&r, entry & 255);
       k += entry >> 8 & 255;
-      if (block) block[place[k]] = (int16_t)(entry >> 32);
-      k += entry >> 16 & 255;
-      if (block) block[place[k]] = (int16_t)(entry >> 48);
+      if (k > 63) {
+        if (k < STOP) return false;
+        break;
+      }
     } else {
       if (!long_coefficient(&r, ac_table, &k, &value)) return false;
-      if (block) block[place[k]] = (int16_t)value;
+      if (k > 63) break;
     }
-  }
-  while (k < 63) {
-    refill(&r);
-    int32_t entry = ac_table->whole[r.bits >> (64 - FAST)];
-    value = entry >> 16;
-    if (entry & 255) {
-      drop(&r, entry & 255);
-      k += entry >> 8 & 255;
-    } else if (!long_coefficient(&r, ac_table, &k, &value)) {
-      return false;
-    }
-    if (block) block[place[k]] = (int16_t)value;
+    if (block) block[natural[k] * II_HUFFMAN_BLOCKS] = (int16_t)value;
   }
   *reader = r;
-  return k == 63 || k >= STOP;
+  return true;
 }
 
 bool ii_huffman_block(ii_bit_reader *r, const ii_huffman *dc_table, const ii_huffman *ac_table,
