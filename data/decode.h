@@ -6,7 +6,6 @@
 #include <jpeglib.h>
 #include <png.h>
 #include "data/image.h"
-#include "data/jpeg_fast.h"
 
 /* Everything that must survive a longjmp out of a library lives here and not in locals. */
 struct ii_decoder {
@@ -27,8 +26,7 @@ struct ii_decoder {
   struct jpeg_error_mgr jpeg_err;
   struct jpeg_source_mgr jpeg_src;
   struct jpeg_progress_mgr jpeg_progress;
-  ii_bytes cmyk;      /* one row */
-  ii_jpeg_fast *fast; /* NULL: libjpeg-turbo for all */
+  ii_bytes cmyk; /* one row */
 
   png_structp png;
   png_infop png_info;

@@ -71,14 +71,13 @@ static void renew(ii_decoder *d) {
 }
 
 ii_status ii_decode_jpeg_open(ii_decoder *d, ii_error *err) {
-  II_TRY(ii_jpeg_fast_new(&d->fast, err));
   d->jpeg.err = jpeg_std_error(&d->jpeg_err);
   d->jpeg_err.error_exit = fail;
   d->jpeg_err.emit_message = ignore_message;
   d->jpeg_err.output_message = ignore_output;
   d->jpeg.client_data = d;
   if (setjmp(d->jump)) {
-    ii_decode_jpeg_close(d);
+    jpeg_destroy_decompress(&d->jpeg);
     return report(d, err);
   }
   d->jpeg_src = (struct jpeg_source_mgr){.init_source = source_init,
@@ -93,7 +92,6 @@ ii_status ii_decode_jpeg_open(ii_decoder *d, ii_error *err) {
 
 void ii_decode_jpeg_close(ii_decoder *d) {
   jpeg_destroy_decompress(&d->jpeg);
-  ii_jpeg_fast_free(d->fast);
 }
 
 /* round(a * b / 255), exactly */
@@ -192,11 +190,6 @@ static ii_status reserve(ii_decoder *d, ii_error *err) {
 
 ii_status ii_decode_jpeg_pixels(ii_decoder *d, ii_error *err) {
   struct jpeg_decompress_struct *j = &d->jpeg;
-  if (d->fast && ii_jpeg_fast_decode(d->fast, j, d->part, d->img)) {
-    d->at = d->part;
-    jpeg_abort_decompress(j);
-    return II_OK;
-  }
   if (setjmp(d->jump)) {
     jpeg_abort_decompress(j);
     return report(d, err);

@@ -97,11 +97,6 @@ void ii_decoder_free(ii_decoder *d) {
   free(d);
 }
 
-void ii_decoder_use_library(ii_decoder *d) {
-  ii_jpeg_fast_free(d->fast);
-  d->fast = NULL;
-}
-
 ii_status ii_decode_check_size(const ii_decoder *d, int64_t w, int64_t h, ii_error *err) {
   int64_t limit = d->options.max_pixels > 0 ? d->options.max_pixels : II_MAX_PIXELS_DEFAULT;
   if (w <= 0 || h <= 0)

@@ -49,10 +49,6 @@ typedef struct ii_decoder ii_decoder;
 ii_status ii_decoder_new(ii_decoder **decoder, ii_error *err);
 void ii_decoder_free(ii_decoder *decoder); /* NULL is allowed */
 
-/* From now on JPEG files go through libjpeg-turbo alone: the same pixels, slower. Ordinary files
- * are otherwise decoded by own code, which hands everything unusual or damaged to libjpeg-turbo. */
-void ii_decoder_use_library(ii_decoder *decoder);
-
 /* Decodes the n bytes of a JPEG or PNG file into *img (overwritten; keeps ownership of its memory;
  * undefined content on failure).
  * Errors: II_ERR_FORMAT (not an image, damaged, truncated, too large), II_ERR_MEMORY. The sentence

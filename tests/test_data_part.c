@@ -135,21 +135,12 @@ static int64_t check_part(ii_decoder *d, const uint8_t *bytes, int64_t n,
   return at.w * at.h;
 }
 
-/* By libjpeg-turbo alone: what all parts are held against. */
-static void decode_whole(const uint8_t *bytes, int64_t n, const ii_decode_options *o,
-                         ii_image *whole, const char *name) {
-  ii_decoder *d = NULL;
-  ii_error err = {0};
-  assert_int_equal(ii_decoder_new(&d, &err), II_OK);
-  ii_decoder_use_library(d);
-  if (ii_image_decode(d, bytes, n, o, whole, &err) != II_OK) fail_msg("%s: %s", name, err.text);
-  ii_decoder_free(d);
-}
-
 static void check_file(ii_decoder *d, const kind *k, const uint8_t *bytes, int64_t n,
                        ii_decode_options o, int parts, uint64_t seed) {
   ii_image whole = {0};
-  decode_whole(bytes, n, &o, &whole, k->name);
+  ii_error err = {0};
+  if (ii_image_decode(d, bytes, n, &o, &whole, &err) != II_OK)
+    fail_msg("%s: %s", k->name, err.text);
   ii_rng rng = ii_rng_make(2, II_RNG_TEST, seed, 0);
   int64_t wanted = 0, decoded = 0;
   for (int i = 0; i < parts; i++) {
@@ -163,12 +154,11 @@ static void check_file(ii_decoder *d, const kind *k, const uint8_t *bytes, int64
 }
 
 /* Every kind, upright and turned, large and small: more than 3000 parts. */
-static void check_parts(bool library) {
+static void test_parts(void **state) {
   ii_decoder *d = NULL;
   ii_error err = {0};
   ii_image img = {0};
   assert_int_equal(ii_decoder_new(&d, &err), II_OK);
-  if (library) ii_decoder_use_library(d);
   picture(d, &img);
   for (int k = 0; k < KINDS; k++) {
     const int64_t shape[][2] = {{img.w, img.h}, {img.w - 13, 101}, {37, 41}, {9, 7}, {1, 3}};
@@ -190,14 +180,6 @@ static void check_parts(bool library) {
   }
   ii_image_free(&img);
   ii_decoder_free(d);
-}
-
-static void test_parts(void **state) {
-  check_parts(false);
-}
-
-static void test_parts_by_library(void **state) {
-  check_parts(true);
 }
 
 /* Files that end early, where that is allowed: also the missing part is the same. */
@@ -241,7 +223,7 @@ static void test_files(void **state) {
     assert_int_equal(ii_bytes_read(&file, path, &err), II_OK);
     assert_int_equal(ii_image_open(d, file.data, file.size, &o, &w, &h, &err), II_OK);
     ii_image whole = {0};
-    decode_whole(file.data, file.size, &o, &whole, k.name);
+    assert_int_equal(ii_image_decode(d, file.data, file.size, &o, &whole, &err), II_OK);
     ii_rng rng = ii_rng_make(5, II_RNG_TEST, i, 0);
     for (int p = 0; p < 30; p++)
       check_part(d, file.data, file.size, &o, &whole, random_part(&rng, w, h), k.name);
@@ -254,7 +236,6 @@ static void test_files(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_parts),
-      cmocka_unit_test(test_parts_by_library),
       cmocka_unit_test(test_truncated),
       cmocka_unit_test(test_files),
   };
