@@ -167,6 +167,7 @@ void *ii_cuda_scratch(ii_kctx *k, int slot, size_t bytes) {
   /* exact: a kernel that runs over the end of what it asked for is seen */
   const bool enough = EXACT ? e->scratch_bytes[slot] == bytes : e->scratch_bytes[slot] >= bytes;
   if (e->scratch[slot] && enough) return e->scratch[slot];
+  cudaSetDevice(e->device);
   if (e->scratch[slot]) cudaFreeAsync(e->scratch[slot], e->stream);
   e->scratch[slot] = NULL;
   e->scratch_bytes[slot] = 0;
