@@ -225,15 +225,6 @@ extern "C" bool ii_cuda_exact(void) {
   return EXACT;
 }
 
-extern "C" int ii_cuda_memory(ii_kctx *k, int64_t *free_bytes, int64_t *total_bytes) {
-  size_t f = 0, t = 0;
-  SELECT(k);
-  II_CUDA_TRY(k, cudaMemGetInfo(&f, &t));
-  *free_bytes = (int64_t)f;
-  *total_bytes = (int64_t)t;
-  return 0;
-}
-
 extern "C" int ii_cuda_write(ii_kctx *k, void *dst, const void *host, size_t bytes) {
   if (!bytes) return 0;
   SELECT(k);
@@ -333,14 +324,5 @@ extern "C" int ii_cuda_transfer_release(ii_kctx *k, ii_transfer *t) {
 extern "C" int ii_cuda_transfer_host_done(ii_kctx *k, ii_transfer *t) {
   SELECT(k);
   II_CUDA_TRY(k, cudaEventSynchronize(event(t->copied)));
-  return 0;
-}
-
-extern "C" int ii_cuda_transfer_fetch(ii_kctx *k, ii_transfer *t, void *host, const void *src,
-                                      size_t bytes) {
-  const cudaStream_t s = ii_cuda_stream(k);
-  SELECT(k);
-  if (bytes) II_CUDA_TRY(k, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, s));
-  II_CUDA_TRY(k, cudaEventRecord(event(t->copied), s));
   return 0;
 }
