@@ -70,24 +70,56 @@ static void block_recycle(ii_pool *p, ii_block *b) {
   p->spare = b;
 }
 
+/* Gives the chunk of a free block that fills it back to the engine. */
+static void drop_chunk(ii_pool *p, ii_block *b) {
+  ii_chunk *c = b->chunk;
+  if (c->next) c->next->prev = c->prev;
+  *(c->prev ? &c->prev->next : &p->chunks) = c->next;
+  p->reserved -= (int64_t)c->size;
+  mark_used(p, c->memory, c->size);
+  if (c->memory) ii_device_free(p->k, c->memory, c->size);
+  block_recycle(p, b);
+  free(c);
+}
+
+/* Drops the chunks in which nothing is in use. False when there was none. */
+static bool drop_free_chunks(ii_pool *p) {
+  bool dropped = false;
+  for (ii_block *b = p->free_list, *next; b; b = next) {
+    next = b->free_next;
+    if (b->prev || b->next) continue;
+    free_list_remove(p, b);
+    drop_chunk(p, b);
+    dropped = true;
+  }
+  return dropped;
+}
+
+/* Memory for a chunk of *size bytes, or of `least` where there is not as much. False when there is
+ * not even that. *memory stays NULL in plan mode. */
+static bool reserve(ii_pool *p, size_t least, size_t *size, void **memory) {
+  if (p->limit && p->reserved + (int64_t)*size > p->limit) *size = least;
+  if (p->limit && p->reserved + (int64_t)*size > p->limit) return false;
+  if (!p->k || !ii_device_alloc(p->k, *size, memory)) return true;
+  if (*size <= least) return false;
+  *size = least; /* a GPU may have room for this block, but not for a whole chunk */
+  return !ii_device_alloc(p->k, *size, memory);
+}
+
 /* Adds a chunk for at least `bytes`, as one free block. */
 static ii_block *add_chunk(ii_pool *p, size_t bytes, ii_error *err) {
-  size_t size = round_up(bytes > CHUNK_MIN ? bytes : CHUNK_MIN, HUGE_PAGE);
+  const size_t least = p->exact ? bytes : round_up(bytes, HUGE_PAGE);
+  const size_t most = p->exact || least > CHUNK_MIN ? least : CHUNK_MIN;
+  size_t size = most;
   ii_chunk *c = calloc(1, sizeof *c);
   ii_block *b = block_struct(p);
-  if (p->limit && p->reserved + (int64_t)size > p->limit) size = round_up(bytes, HUGE_PAGE);
-  if (p->exact) size = bytes;
-  bool too_much = p->limit && p->reserved + (int64_t)size > p->limit;
   void *memory = NULL;
-  if (c && b && !too_much && p->k) {
-    too_much = ii_device_alloc(p->k, size, &memory);
-    /* a GPU may have room for this block, but not for a whole chunk */
-    if (too_much && size > round_up(bytes, HUGE_PAGE)) {
-      size = round_up(bytes, HUGE_PAGE);
-      too_much = ii_device_alloc(p->k, size, &memory);
-    }
+  bool there = c && b && reserve(p, least, &size, &memory);
+  if (c && b && !there && drop_free_chunks(p)) { /* each of them too small, but together? */
+    size = most;
+    there = reserve(p, least, &size, &memory);
   }
-  if (!c || !b || too_much) {
+  if (!there) {
     free(c);
     if (b) block_recycle(p, b);
     ii_error_set(err, II_ERR_MEMORY,
@@ -106,7 +138,8 @@ static ii_block *add_chunk(ii_pool *p, size_t bytes, ii_error *err) {
   b->data = memory;
   b->size = round_up(size, II_POOL_ALIGN);
   /* not the real address: a run places its blocks as its plan did, and as every other run does */
-  b->address = (uintptr_t)p->reserved;
+  b->address = p->next_address;
+  p->next_address += b->size;
   p->reserved += (int64_t)size;
   mark_free(p, memory, size);
   free_list_add(p, b);
@@ -194,17 +227,6 @@ static void join_next(ii_pool *p, ii_block *b) {
   b->next = n->next;
   if (n->next) n->next->prev = b;
   block_recycle(p, n);
-}
-
-/* Gives the chunk of a free block that fills it back to the engine. */
-static void drop_chunk(ii_pool *p, ii_block *b) {
-  ii_chunk *c = b->chunk;
-  if (c->next) c->next->prev = c->prev;
-  *(c->prev ? &c->prev->next : &p->chunks) = c->next;
-  p->reserved -= (int64_t)c->size;
-  ii_device_free(p->k, c->memory, c->size);
-  block_recycle(p, b);
-  free(c);
 }
 
 void ii_block_release(ii_block *b) {

@@ -2,7 +2,8 @@
  * context.
  *
  * After the first training step every request is served from chunks that are already there, so a
- * warmed-up step asks the system for nothing. Blocks are reference-counted; only tape, scope and
+ * warmed-up step asks the system for nothing. Chunks in which nothing is in use are given back only
+ * when there is no memory for another one. Blocks are reference-counted; only tape, scope and
  * parameter code retains and releases them. In plan mode the same pool runs without memory behind
  * it and so gives the exact peak of a step that was never executed. Not thread-safe: one per thread
  * of control. */
@@ -46,7 +47,8 @@ typedef struct ii_pool {
   int64_t reserved;            /* bytes of all chunks */
   int64_t live, peak;          /* bytes in blocks that are in use */
   int64_t live_by_class[II_MEM_CLASSES], peak_by_class[II_MEM_CLASSES]; /* the latter at `peak` */
-  int64_t limit; /* refuse to reserve more than this; 0: no limit */
+  int64_t limit;          /* refuse to reserve more than this; 0: no limit */
+  uintptr_t next_address; /* ii_block.address of the next chunk */
 } ii_pool;
 
 /* k: the open engine whose memory it is; NULL for a plan: no memory behind the blocks (data stays

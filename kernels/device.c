@@ -76,12 +76,6 @@ bool ii_device_exact(const ii_kctx *k) {
   return false;
 }
 
-int ii_device_memory(ii_kctx *k, int64_t *free_bytes, int64_t *total_bytes) {
-  *free_bytes = *total_bytes = 0;
-  ON_GPU(k, ii_cuda_memory(k, free_bytes, total_bytes));
-  return 0;
-}
-
 int ii_device_write(ii_kctx *k, void *dst, const void *host, size_t bytes) {
   ON_GPU(k, ii_cuda_write(k, dst, host, bytes));
   if (bytes) memcpy(dst, host, bytes);
@@ -158,9 +152,4 @@ int ii_transfer_release(ii_kctx *k, ii_transfer *t) {
 int ii_transfer_host_done(ii_kctx *k, ii_transfer *t) {
   ON_GPU(k, ii_cuda_transfer_host_done(k, t));
   return 0;
-}
-
-int ii_transfer_fetch(ii_kctx *k, ii_transfer *t, void *host, const void *src, size_t bytes) {
-  ON_GPU(k, ii_cuda_transfer_fetch(k, t, host, src, bytes));
-  return ii_device_read(k, host, src, bytes);
 }

@@ -40,8 +40,6 @@ void ii_device_free(ii_kctx *k, void *p, size_t bytes);
 /* True when each block should be an allocation of its own, of the exact size, so that the tools
  * that watch memory see an overrun (the emulated engine under AddressSanitizer). */
 bool ii_device_exact(const ii_kctx *k);
-/* Bytes free and in all on the device; 0, 0 where that is not known. */
-int ii_device_memory(ii_kctx *k, int64_t *free_bytes, int64_t *total_bytes);
 
 /* Host to device and back. The host buffer may be reused on return. */
 int ii_device_write(ii_kctx *k, void *dst, const void *host, size_t bytes);
@@ -74,9 +72,6 @@ int ii_transfer_acquire(ii_kctx *k, ii_transfer *t);
 int ii_transfer_release(ii_kctx *k, ii_transfer *t);
 /* Waits until the host buffers of the last starts may be changed. */
 int ii_transfer_host_done(ii_kctx *k, ii_transfer *t);
-/* A small copy back that does not wait: dst (from ii_host_alloc) holds src's present value once
- * ii_transfer_host_done of t has returned. */
-int ii_transfer_fetch(ii_kctx *k, ii_transfer *t, void *host, const void *src, size_t bytes);
 
 #ifdef __cplusplus
 }

@@ -71,6 +71,7 @@ part_cuda() {
   build cuda -DCMAKE_CUDA_ARCHITECTURES=90-virtual
   build/cuda/bin/train --doctor
   check cuda -L cuda "$@"
+  check cuda -R "^test_conv_plans$"
 }
 
 for part in $parts; do

@@ -132,6 +132,35 @@ static void limit_is_used_up(void **state) {
   ii_pool_destroy(&p);
 }
 
+/* Chunks that are too small for what is asked for, and in which nothing is in use, make room. */
+static void free_chunks_make_room(void **state) {
+  for (int plan = 0; plan < 2; plan++) {
+    ii_pool p;
+    ii_error err = {0};
+    ii_pool_init(&p, plan ? NULL : &cpu);
+    p.limit = 110 * MIB;
+    ii_block *a[3];
+    for (int i = 0; i < 3; i++) {
+      a[i] = ii_pool_alloc(&p, 32 * MIB, II_MEM_ACTIVATIONS, &err);
+      assert_non_null(a[i]);
+    }
+    assert_int_equal(p.reserved, 96 * MIB);
+    ii_block_release(a[0]);
+    ii_block_release(a[2]);
+    ii_block *b = ii_pool_alloc(&p, 70 * MIB, II_MEM_ACTIVATIONS, &err);
+    if (!b) fail_msg("%s", err.text);
+    if (b->data) memset(b->data, 1, 70 * MIB);
+    if (!plan) memset(a[1]->data, 1, 32 * MIB);
+    assert_int_equal(p.reserved, 102 * MIB);
+    assert_true(b->address != a[1]->address);
+    assert_null(ii_pool_alloc(&p, 20 * MIB, II_MEM_ACTIVATIONS, &err)); /* nothing left to drop */
+    ii_block_release(a[1]);
+    ii_block_release(b);
+    assert_int_equal(p.live, 0);
+    ii_pool_destroy(&p);
+  }
+}
+
 enum { SLOTS = 60, ROUNDS = 4000 };
 
 static void fill(ii_block *b, size_t bytes, int slot) {
@@ -202,6 +231,7 @@ int main(void) {
       cmocka_unit_test(references_and_accounts),
       cmocka_unit_test(limit),
       cmocka_unit_test(limit_is_used_up),
+      cmocka_unit_test(free_chunks_make_room),
       cmocka_unit_test(random_requests_in_plan_and_reality),
       cmocka_unit_test(class_names_differ),
   };

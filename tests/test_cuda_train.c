@@ -145,6 +145,17 @@ static void test_curves(void **unused) {
   assert_true(apart > 0.1);
 }
 
+/* Nothing but the end makes the host wait here, so steps, uploads and the loader run as far apart
+ * as they can; a run that waited after each step is what it must equal. With the emulation's
+ * lazy streams this sees a batch that is overwritten before it was used. */
+static void test_steps_far_apart(void **unused) {
+  (void)unused;
+  run_well("apart", II_CUDA,
+           KEYS("train.amp=none", "train.log_every_steps=1000", "train.save_every_epochs=0",
+                FEW_VALIDATIONS));
+  fixture_same_weights(checkpoint("curve_none", STEPS), checkpoint("apart", STEPS));
+}
+
 /* ---- the loss scale ---------------------------------------------------------------------------*/
 
 /* Too large at first: updates are skipped until it fits, then all goes on; the schedule advances
@@ -316,10 +327,10 @@ static void test_steps_do_not_wait(void **unused) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_device_index),     cmocka_unit_test(test_curves),
-      cmocka_unit_test(test_overflow),         cmocka_unit_test(test_growth_and_resume),
-      cmocka_unit_test(test_scale_gives_up),   cmocka_unit_test(test_late_look),
-      cmocka_unit_test(test_steps_do_not_wait)};
+      cmocka_unit_test(test_device_index),      cmocka_unit_test(test_curves),
+      cmocka_unit_test(test_steps_far_apart),   cmocka_unit_test(test_overflow),
+      cmocka_unit_test(test_growth_and_resume), cmocka_unit_test(test_scale_gives_up),
+      cmocka_unit_test(test_late_look),         cmocka_unit_test(test_steps_do_not_wait)};
   if (ii_cuda_device_count() == 0) {
     printf("skipped: no GPU\n");
     return 77;

@@ -2,6 +2,7 @@
  * libraries neither print nor exit. */
 #include <ctype.h>
 #include <ftw.h>
+#include <glob.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -11,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #define ROOT II_TEST_DATA "/.."
@@ -274,6 +276,16 @@ static void the_scanner_sees(void **state) {
   }
 }
 
+/* The pages call the scripts by name. */
+static void scripts_can_be_run(void **state) {
+  glob_t found;
+  (void)state;
+  assert_int_equal(glob(ROOT "/scripts/*.sh", 0, NULL, &found), 0);
+  for (size_t i = 0; i < found.gl_pathc; i++)
+    if (access(found.gl_pathv[i], X_OK)) fail_msg("%s is not executable", found.gl_pathv[i]);
+  globfree(&found);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(the_rules_are_rules),
@@ -281,6 +293,7 @@ int main(void) {
       cmocka_unit_test(file_names_are_unique),
       cmocka_unit_test(the_scanner_sees),
       cmocka_unit_test(libraries_neither_print_nor_exit),
+      cmocka_unit_test(scripts_can_be_run),
   };
   return cmocka_run_group_tests(tests, read_tree, NULL);
 }

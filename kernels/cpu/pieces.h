@@ -32,7 +32,7 @@ static inline int64_t ii_chunk_rows(int64_t n) {
 }
 
 /* Row buffers of each thread: `count` of them, n elements each, in scratch slot 1. Thread i's begin
- * at result + i * ii_buffer_stride(n, count); its buffer j at + j * (that / count). NULL: no
+ * at result + i * count * ii_buffer_length(n), its buffer j ii_buffer_length(n) * j after. NULL: no
  * memory. */
 static inline int64_t ii_buffer_length(int64_t n) {
   return (n + 31) / 32 * 32;

@@ -153,13 +153,14 @@ int dnn_failed(ii_kctx *k, const char *call, cudnnStatus_t s) {
 
 int open_library(ii_kctx *k) {
   ii_cuda_engine *e = ii_cuda(k);
+  const cudaStream_t stream = ii_cuda_stream(k); /* selects the GPU that the handle is for */
   if (e->conv_plans) return 0;
   cudnnStatus_t s = e->dnn ? CUDNN_STATUS_SUCCESS : cudnnCreate(&e->dnn);
   if (s) {
     e->dnn = NULL;
     return dnn_failed(k, "opening cuDNN (cudnnCreate)", s);
   }
-  s = cudnnSetStream(e->dnn, e->stream);
+  s = cudnnSetStream(e->dnn, stream);
   if (s) return dnn_failed(k, "cudnnSetStream", s);
   e->conv_plans = (ii_conv_plans *)calloc(1, sizeof *e->conv_plans);
   return e->conv_plans ? 0 : ii_cuda_error(k, "out of host memory");
@@ -202,7 +203,7 @@ int run_plan(ii_kctx *k, const ii_conv2d_args *a, ii_conv_direction direction, c
   const cudnnStatus_t s = ii_conv_plan_run(plan, ii_cuda(k)->dnn, x, w, y, workspace);
   if (s) return dnn_failed(k, "a convolution of cuDNN", s);
   *done = true;
-  return 0;
+  return ii_cuda_launched(k, "cudnnBackendExecute", __FILE__, __LINE__);
 }
 
 /* ---- The three directions ---------------------------------------------------------------------*/

@@ -14,7 +14,6 @@ int64_t ii_cuda_engine_scratch_bytes(const ii_kctx *k);
 int ii_cuda_alloc(ii_kctx *k, size_t bytes, void **p);
 void ii_cuda_free(ii_kctx *k, void *p);
 bool ii_cuda_exact(void);
-int ii_cuda_memory(ii_kctx *k, int64_t *free_bytes, int64_t *total_bytes);
 int ii_cuda_write(ii_kctx *k, void *dst, const void *host, size_t bytes);
 int ii_cuda_read(ii_kctx *k, void *host, const void *src, size_t bytes);
 int ii_cuda_copy(ii_kctx *k, void *dst, const void *src, size_t bytes);
@@ -28,7 +27,6 @@ int ii_cuda_transfer_start(ii_kctx *k, ii_transfer *t, void *dst, const void *ho
 int ii_cuda_transfer_acquire(ii_kctx *k, ii_transfer *t);
 int ii_cuda_transfer_release(ii_kctx *k, ii_transfer *t);
 int ii_cuda_transfer_host_done(ii_kctx *k, ii_transfer *t);
-int ii_cuda_transfer_fetch(ii_kctx *k, ii_transfer *t, void *host, const void *src, size_t bytes);
 
 #ifdef __cplusplus
 }

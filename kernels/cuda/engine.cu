@@ -161,16 +161,31 @@ extern "C" void ii_cuda_engine_close(ii_kctx *k) {
 
 #define SELECT(k) II_CUDA_TRY(k, cudaSetDevice(ii_cuda(k)->device))
 
+/* Memory in stream order. When there is none, the driver's pool gives back what it keeps in pieces
+ * that are too small, once the work before is done with them. */
+static cudaError_t allocate(ii_cuda_engine *e, void **p, size_t bytes) {
+  cudaMemPool_t pool;
+  cudaError_t code = cudaSetDevice(e->device);
+  if (code == cudaSuccess) code = cudaMallocAsync(p, bytes, e->stream);
+  if (code != cudaErrorMemoryAllocation) return code;
+  cudaGetLastError();
+  code = cudaStreamSynchronize(e->stream);
+  if (code == cudaSuccess) code = cudaDeviceGetDefaultMemPool(&pool, e->device);
+  if (code == cudaSuccess) code = cudaMemPoolTrimTo(pool, 0);
+  return code == cudaSuccess ? cudaMallocAsync(p, bytes, e->stream) : code;
+}
+
 void *ii_cuda_scratch(ii_kctx *k, int slot, size_t bytes) {
   ii_cuda_engine *e = ii_cuda(k);
   if (bytes == 0) bytes = 1;
   /* exact: a kernel that runs over the end of what it asked for is seen */
   const bool enough = EXACT ? e->scratch_bytes[slot] == bytes : e->scratch_bytes[slot] >= bytes;
   if (e->scratch[slot] && enough) return e->scratch[slot];
+  cudaSetDevice(e->device);
   if (e->scratch[slot]) cudaFreeAsync(e->scratch[slot], e->stream);
   e->scratch[slot] = NULL;
   e->scratch_bytes[slot] = 0;
-  const cudaError_t code = cudaMallocAsync(&e->scratch[slot], bytes, e->stream);
+  const cudaError_t code = allocate(e, &e->scratch[slot], bytes);
   if (code != cudaSuccess) {
     cudaGetLastError();
     e->scratch[slot] = NULL;
@@ -191,8 +206,7 @@ extern "C" int64_t ii_cuda_engine_scratch_bytes(const ii_kctx *k) {
 extern "C" int ii_cuda_alloc(ii_kctx *k, size_t bytes, void **p) {
   ii_cuda_engine *e = ii_cuda(k);
   *p = NULL;
-  SELECT(k);
-  const cudaError_t code = cudaMallocAsync(p, bytes ? bytes : 1, e->stream);
+  const cudaError_t code = allocate(e, p, bytes ? bytes : 1);
   if (code == cudaSuccess) return 0;
   cudaGetLastError();
   *p = NULL;
@@ -209,15 +223,6 @@ extern "C" void ii_cuda_free(ii_kctx *k, void *p) {
 
 extern "C" bool ii_cuda_exact(void) {
   return EXACT;
-}
-
-extern "C" int ii_cuda_memory(ii_kctx *k, int64_t *free_bytes, int64_t *total_bytes) {
-  size_t f = 0, t = 0;
-  SELECT(k);
-  II_CUDA_TRY(k, cudaMemGetInfo(&f, &t));
-  *free_bytes = (int64_t)f;
-  *total_bytes = (int64_t)t;
-  return 0;
 }
 
 extern "C" int ii_cuda_write(ii_kctx *k, void *dst, const void *host, size_t bytes) {
@@ -319,14 +324,5 @@ extern "C" int ii_cuda_transfer_release(ii_kctx *k, ii_transfer *t) {
 extern "C" int ii_cuda_transfer_host_done(ii_kctx *k, ii_transfer *t) {
   SELECT(k);
   II_CUDA_TRY(k, cudaEventSynchronize(event(t->copied)));
-  return 0;
-}
-
-extern "C" int ii_cuda_transfer_fetch(ii_kctx *k, ii_transfer *t, void *host, const void *src,
-                                      size_t bytes) {
-  const cudaStream_t s = ii_cuda_stream(k);
-  SELECT(k);
-  if (bytes) II_CUDA_TRY(k, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, s));
-  II_CUDA_TRY(k, cudaEventRecord(event(t->copied), s));
   return 0;
 }

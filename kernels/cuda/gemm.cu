@@ -18,8 +18,9 @@
  * accumulate (column_sums.cu).
  *
  * Algorithms are asked for once per shape, types and pointer alignment, and kept in a hash table;
- * it is emptied at MAX_PLANS, which only networks with ever new image sizes reach. The workspace is
- * the algorithm's own need, WORKSPACE at most.
+ * it is emptied at MAX_PLANS, which only networks with ever new image sizes reach. Alignment counts
+ * up to ALIGNED: were more of it told, the algorithm, and so the last bits, would depend on where
+ * the pool has placed a tensor. The workspace is the algorithm's own need, WORKSPACE at most.
  *
  * Bytes moved: the library's; bias rounding N*(4+2); the separate bias pass reads and writes c.
  * Limits: M, N and K below 2^31 each. K = 0 leaves c = bias (or adds it). */
@@ -32,7 +33,7 @@ namespace {
 enum {
   MAX_PLANS = 4096,
   CANDIDATES = 8,   /* algorithms asked for; the first usable one is taken */
-  ALIGNED = 256,    /* the alignment from which on more makes no difference */
+  ALIGNED = 64,     /* what every tensor has (II_POOL_ALIGN), wherever the pool has placed it */
   BIAS_ALIGNED = 16 /* what the bias epilogue may read at once */
 };
 const size_t WORKSPACE = (size_t)32 << 20;
@@ -324,6 +325,7 @@ int bias_for_epilogue(ii_kctx *k, const ii_cuda_gemm_args *g, const void **bias)
 
 int multiply(ii_kctx *k, const ii_cuda_gemm_args *g) {
   const void *bias;
+  const cudaStream_t stream = ii_cuda_stream(k); /* selects the GPU: algorithms are asked for it */
   if (bias_for_epilogue(k, g, &bias)) return 1;
   const matmul_key s = key_of(g, bias);
   matmul_plan *p;
@@ -341,8 +343,7 @@ int multiply(ii_kctx *k, const ii_cuda_gemm_args *g) {
   const void *beta = wide ? (const void *)&beta64 : &beta32;
   BLAS_TRY(k, &s,
            cublasLtMatmul(ii_cuda(k)->blas, &p->op, alpha, g->b, &p->b, g->a, &p->a, beta, g->c,
-                          &p->c, g->c, &p->c, &p->algo, workspace, p->workspace,
-                          ii_cuda_stream(k)));
+                          &p->c, g->c, &p->c, &p->algo, workspace, p->workspace, stream));
   if (ii_cuda_launched(k, "cublasLtMatmul", __FILE__, __LINE__)) return 1;
   return g->bias && !p->fused_bias ? bias_pass(k, g, true) : 0;
 }
