@@ -33,28 +33,6 @@ void ii_error_clear(ii_error *err) {
   err->text[0] = 0;
 }
 
-const char *ii_status_name(ii_status status) {
-  switch (status) {
-  case II_OK:
-    return "ok";
-  case II_ERR_ARG:
-    return "bad argument";
-  case II_ERR_IO:
-    return "I/O error";
-  case II_ERR_FORMAT:
-    return "bad file";
-  case II_ERR_MEMORY:
-    return "out of memory";
-  case II_ERR_DEVICE:
-    return "device error";
-  case II_ERR_UNSUPPORTED:
-    return "not supported";
-  case II_ERR_INTERRUPTED:
-    return "interrupted";
-  }
-  return "unknown";
-}
-
 void ii_assert_fail(const char *file, int line, const char *expr, const char *fmt, ...) {
   fprintf(stderr, "%s:%d: internal error: %s is false: ", file, line, expr);
   va_list ap;

@@ -40,9 +40,6 @@ ii_status ii_error_prefix(ii_error *err, const char *fmt, ...)
 /* Empties *err. */
 void ii_error_clear(ii_error *err);
 
-/* The short name of a status: "I/O error", "bad argument", ... */
-const char *ii_status_name(ii_status status);
-
 /* Prints the place and the formatted values to stderr and aborts; use II_ASSERT. */
 void ii_assert_fail(const char *file, int line, const char *expr, const char *fmt, ...)
     __attribute__((format(printf, 4, 5), noreturn));

@@ -103,6 +103,8 @@ static ii_status open_model(evaluation *e, ii_error *err) {
   if (!e->model) return err->status;
   II_TRY(ii_weights_load(e->file, ii_model_params(e->model), &w, &report, err));
   ii_weights_report_text(&report, text, sizeof text);
+  if (e->o->device == II_CUDA)
+    ii_say_line(&e->o->say, II_SAY_NOTE, "device: %s", ii_cuda_engine_name());
   ii_say_line(&e->o->say, II_SAY_NOTE, "%s of %s: %s", e->o->ema ? "moving average" : "weights",
               e->o->checkpoint, text);
   mention_average(e);

@@ -56,4 +56,10 @@ endif()
 
 if(II_CUDA STREQUAL emulate)
   include(emulator.cmake) # the emulation itself
+  # A misspelt setting must not pass for a test.
+  foreach(setting II_EMU_STREAMS=lazi II_EMU_SEED=x)
+    add_test(NAME emulator_refuses_${setting} COMMAND sh -c
+      "! ${setting} ${CMAKE_BINARY_DIR}/bin/train --doctor --device cuda 2>/dev/null")
+    set_tests_properties(emulator_refuses_${setting} PROPERTIES LABELS cuda)
+  endforeach()
 endif()

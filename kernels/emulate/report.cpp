@@ -25,9 +25,9 @@ long long number(const char *name, long long otherwise) {
   if (!text || !*text) return otherwise;
   char *end;
   const long long v = strtoll(text, &end, 10);
-  if (*end) {
-    fprintf(stderr, "emulated GPU: %s=%s is not a number; using %lld\n", name, text, otherwise);
-    return otherwise;
+  if (*end) { /* a test with a setting that is not what was meant tests nothing */
+    fprintf(stderr, "emulated GPU: %s=%s is not a number\n", name, text);
+    abort();
   }
   return v;
 }
@@ -43,6 +43,7 @@ settings read_settings() {
     s.streams = STREAMS_RANDOM;
   else if (streams && *streams && strcmp(streams, "eager")) {
     fprintf(stderr, "emulated GPU: II_EMU_STREAMS is eager, lazy or random, not %s\n", streams);
+    abort();
   }
   s.guard = number("II_EMU_GUARD", 0) != 0;
   s.stats = number("II_EMU_STATS", 0) != 0;
