@@ -12,6 +12,7 @@ static ii_dcn_args dcn_args(ii_ctx *c, ii_tensor *x, const ii_dcn_geometry *g) {
                    .H = x->shape[1],
                    .W = x->shape[2],
                    .C = x->shape[3],
+                   .x_row = x->shape[3],
                    .G = g->groups,
                    .kh = g->kernel_h,
                    .kw = g->kernel_w,

@@ -117,7 +117,7 @@ static void bench_dcn(ii_kctx *k, options *o, bool v4, ii_dtype t, int64_t side,
   const int64_t om = v4 ? rows * P : rows * 3 * G * K; /* both kinds of values in one allocation */
   char *taps = normal(o, om, t, 0.5, 3), *gtaps = memory(o, om, t);
   const int64_t mask = v4 ? 2 * K : rows * 2 * G * K;
-  a.x = x, a.y = y, a.gy = gy, a.gx = gx;
+  a.x = x, a.y = y, a.gy = gy, a.gx = gx, a.x_row = C;
   a.offset = taps, a.mask = taps + (size_t)mask * size;
   a.goffset = gtaps, a.gmask = gtaps + (size_t)mask * size;
   a.offset_row = v4 ? P : 2 * G * K, a.offset_group = v4 ? 3 * K : 2 * K;

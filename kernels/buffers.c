@@ -157,7 +157,7 @@ static void softmax(list *l, ii_softmax_args *a, bool bwd) {
 }
 
 static void dcn(list *l, ii_dcn_args *a, bool bwd) {
-  int64_t nx = a->N * a->H * a->W * a->C, rows = a->N * a->Ho * a->Wo;
+  int64_t nx = a->N * a->H * a->W * a->x_row, rows = a->N * a->Ho * a->Wo;
   int64_t taps = ii_dcn_taps(a->kh, a->kw, a->remove_center);
   bool packed = a->offset_group == 3 * taps;
   IN(x, a->x_dtype, nx);
@@ -172,9 +172,11 @@ static void dcn(list *l, ii_dcn_args *a, bool bwd) {
   }
   UNREAD(y);
   IN(gy, a->x_dtype, rows * a->C);
-  GRAD(gx, a->x_dtype, nx);
-  ii_buf *g =
-      put(l, II_BUF_GRAD, (const void *const *)&a->goffset, a->om_dtype, rows * a->offset_row);
+  ii_buf *g = put(l, II_BUF_GRAD, (const void *const *)&a->gx, a->x_dtype, nx);
+  g->acc = &a->acc_gx;
+  g->row = a->x_row;
+  g->used = a->C;
+  g = put(l, II_BUF_GRAD, (const void *const *)&a->goffset, a->om_dtype, rows * a->offset_row);
   g->acc = &a->acc_goffset;
   g->row = a->offset_row;
   g->used = a->offset_group * a->G;

@@ -162,7 +162,9 @@ typedef struct {
  *   y[n,ho,wo,g,:] += m_k * bilinear(x[n,:,:,g,:], py, px),
  *   only if py > -1, px > -1, py < H, px < W (else the tap has no output and no gradient; NaN
  *   offsets therefore contribute nothing); corners outside the image count as 0.
- * x[N,H,W,C], y[N,Ho,Wo,C] of x_dtype; channel = g*D + d.
+ * x[N,H,W,C], y[N,Ho,Wo,C] of x_dtype; channel = g*D + d. The pixels of x, and of its gradient,
+ * are x_row >= C elements apart, so that x may be columns of a wider matrix; those of y and gy are
+ * C apart. What lies between the pixels of gx is left alone.
  * Offsets and modulations are of type om_dtype, and are found by strides (in elements), which is
  * all that distinguishes v3 from v4. With row = (n*Ho + ho)*Wo + wo:
  *   dx = offset[row*offset_row + g*offset_group + 2k], dy the next;
@@ -181,7 +183,7 @@ typedef struct {
   bool remove_center, softmax;
   double offset_scale;
   const void *x, *offset, *mask;
-  int64_t offset_row, offset_group, mask_row, mask_group;
+  int64_t x_row, offset_row, offset_group, mask_row, mask_group;
   void *y;
   const void *gy;
   void *gx, *goffset, *gmask;

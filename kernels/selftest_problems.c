@@ -66,7 +66,7 @@ static void dcn(ii_dcn_args *a, form f) {
   *a = (ii_dcn_args){.real = f.real, .x_dtype = f.t, .om_dtype = f.t, .N = 2, .H = 8, .W = 7};
   a->kh = a->kw = 3, a->dil_h = a->dil_w = 1, a->pad_h = a->pad_w = 1, a->offset_scale = 1;
   a->stride_h = a->stride_w = f.odd ? 2 : 1, a->remove_center = f.odd, a->softmax = !f.odd;
-  a->G = f.odd ? 3 : 4, a->C = a->G * (f.odd ? 5 : 16);
+  a->G = f.odd ? 3 : 4, a->x_row = a->C = a->G * (f.odd ? 5 : 16);
   a->Ho = (a->H - 1) / a->stride_h + 1, a->Wo = (a->W - 1) / a->stride_w + 1;
   const int taps = ii_dcn_taps(a->kh, a->kw, a->remove_center);
   a->offset_group = f.odd ? 3 * taps : 2 * taps;

@@ -204,6 +204,7 @@ static ii_dcn_args arguments(const problem *p, const mode *m) {
                        .remove_center = l->remove_center,
                        .softmax = l->softmax,
                        .offset_scale = l->scale,
+                       .x_row = p->C,
                        .offset_row = p->row,
                        .offset_group = p->off_group,
                        .mask_row = p->mask_row,
