@@ -24,6 +24,12 @@ ii_tensor *ii_dwconv2d(ii_ctx *c, ii_tensor *x, ii_tensor *w, ii_tensor *b);
 ii_tensor *ii_layer_norm(ii_ctx *c, ii_tensor *x, ii_tensor *gamma, ii_tensor *beta, double eps,
                          ii_act act, ii_dtype out);
 
+/* y = x + keep[n]*scale[c]*LN(f)[c]: the residual branch of a block that ends with its layer norm,
+ * in one pass; x[N,...,C] of type real, f of the same shape; scale[C] and keep[N] may be NULL. keep
+ * gets no gradient. */
+ii_tensor *ii_norm_residual(ii_ctx *c, ii_tensor *x, ii_tensor *f, ii_tensor *gamma,
+                            ii_tensor *beta, double eps, ii_tensor *scale, ii_tensor *keep);
+
 /* Over all dimensions but the last. In training mode (ctx) batch statistics are used and the
  * running ones [C] are updated in place with `momentum`. The result has type real. */
 ii_tensor *ii_batch_norm(ii_ctx *c, ii_tensor *x, ii_tensor *gamma, ii_tensor *beta,

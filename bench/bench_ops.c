@@ -19,7 +19,7 @@
 #include "bench/measure_device.h"
 #include "train/process.h"
 
-#define MAX_IN     5
+#define MAX_IN     6
 #define MAX_SHAPES 24
 #define MAX_REPEAT 1000
 
@@ -235,6 +235,20 @@ static ii_tensor *run_layer_norm(problem *p) {
                        p->flag ? II_ACT_GELU : II_ACT_NONE, p->c->compute);
 }
 
+/* side, channels, 1: with layer scale */
+static void build_norm_residual(problem *p, const int64_t *d) {
+  p->in[0] = image(p, p->c->real, d[0], d[1]);
+  p->in[1] = image(p, p->c->compute, d[0], d[1]);
+  for (int i = 2; i < 4; i++) p->in[i] = vector(p, d[1]);
+  p->in[4] = d[2] ? vector(p, d[1]) : NULL;
+  p->in[5] = activation(p, p->c->real, 1, &p->N);
+  p->in[5]->needs_grad = false;
+  describe_image(p, d[2] ? ", layer scale" : "");
+}
+static ii_tensor *run_norm_residual(problem *p) {
+  return ii_norm_residual(p->c, p->in[0], p->in[1], p->in[2], p->in[3], 1e-6, p->in[4], p->in[5]);
+}
+
 static void build_batch_norm(problem *p, const int64_t *d) {
   p->in[0] = matrix(p, p->c->compute, p->N * d[0] * d[0], d[1]);
   for (int i = 1; i < 5; i++) p->in[i] = vector(p, d[1]);
@@ -427,6 +441,9 @@ static const op_bench table[II_OP_COUNT] = {
                            {{28, 128, 1}},
                            {{14, 256, 1}},
                            {{7, 512, 1}}}},
+    [II_OP_norm_residual] = {build_norm_residual,
+                             run_norm_residual,
+                             {{{56, 80, 1}}, {{28, 160, 1}}, {{14, 320, 1}}, {{7, 640, 1}}}},
     [II_OP_batch_norm] = {build_batch_norm, run_batch_norm, {{{7, 768}}, {{56, 64}}}},
     [II_OP_gelu] = {build_rows, run_gelu, {{{56, 256}}, {{28, 512}}, {{14, 1024}}, {{7, 2048}}}},
     [II_OP_relu] = {build_rows, run_relu, {{{56, 256}}, {{14, 1024}}}},

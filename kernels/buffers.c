@@ -79,17 +79,21 @@ static void layer_norm(list *l, ii_layer_norm_args *a, bool bwd) {
   int64_t n = a->rows * a->C;
   IN(x, a->x_dtype, n);
   IN(gamma, a->real, a->C);
+  IN(scale, a->real, a->C);
+  if (a->keep_rows > 0) IN(keep, a->real, a->rows / a->keep_rows);
   if (!bwd) {
     IN(beta, a->real, a->C);
+    IN(skip, a->y_dtype, n);
     OUT(y, a->y_dtype, n);
     OUT(mean, a->real, a->rows);
     OUT(rstd, a->real, a->rows);
     return;
   }
-  if (a->act == II_ACT_NONE)
+  if (a->act == II_ACT_NONE && !a->gscale)
     UNREAD(beta);
   else
     IN(beta, a->real, a->C);
+  UNREAD(skip);
   UNREAD(y);
   IN(mean, a->real, a->rows);
   IN(rstd, a->real, a->rows);
@@ -97,6 +101,7 @@ static void layer_norm(list *l, ii_layer_norm_args *a, bool bwd) {
   GRAD(gx, a->x_dtype, n);
   GRAD(ggamma, a->real, a->C);
   GRAD(gbeta, a->real, a->C);
+  GRAD(gscale, a->real, a->C);
 }
 
 static void batch_norm(list *l, ii_batch_norm_args *a, bool bwd) {

@@ -98,17 +98,23 @@ typedef enum { II_ACT_NONE = 0, II_ACT_GELU } ii_act;
 /* Layer norm over the last dimension, optionally followed by GELU (erf):
  *   y = act((x - mean) * rstd * gamma + beta), rstd = 1/sqrt(var + eps), var biased.
  * x[rows,C] of x_dtype, y of y_dtype; gamma, beta, mean[rows], rstd[rows] of type real.
- * fwd writes y, mean, rstd. bwd reads x, gamma, beta (only with an activation), mean, rstd, gy. */
+ * fwd writes y, mean, rstd. bwd reads x, gamma, beta (only with an activation), mean, rstd, gy.
+ * residual: the norm ends a branch with layer scale and stochastic depth, without activation:
+ *   y = skip + keep[row / keep_rows] * scale[c] * ((x - mean) * rstd * gamma + beta)
+ * skip[rows,C] of y_dtype; scale[C] and keep (already divided by the keep probability) of type real
+ * may be NULL and then count as 1. bwd also reads scale, keep and, for gscale, beta; the gradient
+ * of skip is gy itself. */
 typedef struct {
   ii_dtype real, x_dtype, y_dtype;
-  int64_t rows, C;
+  int64_t rows, C, keep_rows;
   double eps;
   ii_act act;
-  const void *x, *gamma, *beta;
+  bool residual;
+  const void *x, *gamma, *beta, *skip, *scale, *keep;
   void *y, *mean, *rstd;
   const void *gy;
-  void *gx, *ggamma, *gbeta;
-  bool acc_gx, acc_ggamma, acc_gbeta;
+  void *gx, *ggamma, *gbeta, *gscale;
+  bool acc_gx, acc_ggamma, acc_gbeta, acc_gscale;
 } ii_layer_norm_args;
 
 /* Batch norm over rows, per channel: y = (x - mean) * rstd * gamma + beta.

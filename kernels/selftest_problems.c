@@ -40,6 +40,14 @@ static void layer_norm(ii_layer_norm_args *a, form f) {
   a->y = a->mean = a->rstd = a->gx = a->ggamma = a->gbeta = USED;
 }
 
+/* The end of a residual branch. */
+static void norm_residual(ii_layer_norm_args *a, form f) {
+  layer_norm(a, f);
+  a->x_dtype = f.t, a->y_dtype = f.real; /* the residual stream is wide */
+  a->residual = true, a->rows = 12, a->keep_rows = 4;
+  a->skip = a->scale = a->keep = a->gscale = USED;
+}
+
 static void batch_norm(ii_batch_norm_args *a, form f) {
   *a = (ii_batch_norm_args){.real = f.real, .x_dtype = f.t, .y_dtype = f.t, .rows = 50};
   a->eps = 1e-5, a->momentum = 0.1, a->training = !f.odd, a->C = f.odd ? 13 : 32;
@@ -216,6 +224,11 @@ static void erase(ii_erase_args *a, form f) {
 int ii_selftest_problem(int kernel, int variant, ii_dtype t, ii_any_args *a) {
   form f = {.odd = variant == 1, .t = t, .real = ii_dtype_real(t)};
   memset(a, 0, sizeof *a);
+  if (variant == 2) {
+    if (kernel != II_K_layer_norm_fwd && kernel != II_K_layer_norm_bwd) return 0;
+    norm_residual(&a->layer_norm_fwd, f);
+    return 1;
+  }
   switch (kernel) {
     PAIR(linear, linear)
     PAIR(conv2d, conv2d)

@@ -64,6 +64,11 @@ ii_tensor *ii_norm_forward(ii_ctx *c, const ii_norm_layer *l, ii_tensor *x, ii_a
   return ii_layer_norm(c, x, l->weight, l->bias, l->eps, act, out);
 }
 
+ii_tensor *ii_norm_residual_forward(ii_ctx *c, const ii_norm_layer *l, ii_tensor *x, ii_tensor *f,
+                                    ii_tensor *scale, ii_tensor *keep) {
+  return ii_norm_residual(c, x, f, l->weight, l->bias, l->eps, scale, keep);
+}
+
 ii_batch_norm_layer ii_batch_norm_build(const ii_builder *b, int64_t channels) {
   return (ii_batch_norm_layer){.weight = ii_build(b, "weight", constant(1), channels, 0, 0, 0),
                                .bias = ii_build(b, "bias", constant(0), channels, 0, 0, 0),

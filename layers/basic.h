@@ -43,6 +43,9 @@ typedef struct {
 ii_norm_layer ii_norm_build(const ii_builder *b, int64_t channels, double eps);
 ii_tensor *ii_norm_forward(ii_ctx *c, const ii_norm_layer *l, ii_tensor *x, ii_act act,
                            ii_dtype out);
+/* x + keep * scale * norm(f), as ii_norm_residual. */
+ii_tensor *ii_norm_residual_forward(ii_ctx *c, const ii_norm_layer *l, ii_tensor *x, ii_tensor *f,
+                                    ii_tensor *scale, ii_tensor *keep);
 
 /* Batch norm: weight 1, bias 0, running mean 0 and variance 1, eps 1e-5, momentum 0.1. */
 typedef struct {

@@ -264,6 +264,13 @@ static ii_tensor *core(ii_ctx *c, const block_layer *l, ii_tensor *x) {
                                            : ii_dcnv4_forward(c, &l->v4, x);
 }
 
+/* x plus a branch that ends with `norm`, if there is one. */
+static ii_tensor *end_branch(ii_ctx *c, const ii_norm_layer *norm, ii_tensor *x, ii_tensor *f,
+                             ii_tensor *gamma, ii_tensor *keep) {
+  return norm ? ii_norm_residual_forward(c, norm, x, f, gamma, keep)
+              : ii_residual(c, x, f, gamma, keep);
+}
+
 /* Precedence of the official code: post_norm, then layer scale, then res_post_norm. */
 static ii_tensor *block_forward(ii_ctx *c, ii_tensor *x, const void *user) {
   const block_layer *l = user;
@@ -272,19 +279,17 @@ static ii_tensor *block_forward(ii_ctx *c, ii_tensor *x, const void *user) {
   ii_tensor *f;
   ii_scope s = ii_scope_begin(c);
   if (cfg->post_norm) {
-    f = ii_norm_forward(c, &l->norm1, core(c, l, x), II_ACT_NONE, c->real);
-    x = ii_residual(c, x, f, l->gamma1, keep_mask(c, l, 0, N));
-    f = ii_norm_forward(c, &l->norm2, ii_mlp_forward(c, &l->mlp, x), II_ACT_NONE, c->real);
-    x = ii_residual(c, x, f, l->gamma2, keep_mask(c, l, 1, N));
+    f = core(c, l, x);
+    x = end_branch(c, &l->norm1, x, f, l->gamma1, keep_mask(c, l, 0, N));
+    f = ii_mlp_forward(c, &l->mlp, x);
+    x = end_branch(c, &l->norm2, x, f, l->gamma2, keep_mask(c, l, 1, N));
     return ii_scope_return(c, s, x);
   }
   bool res_norm = cfg->res_post_norm && !l->gamma1;
   f = core(c, l, ii_norm_forward(c, &l->norm1, x, II_ACT_NONE, c->compute));
-  if (res_norm) f = ii_norm_forward(c, &l->res_norm1, f, II_ACT_NONE, c->real);
-  x = ii_residual(c, x, f, l->gamma1, keep_mask(c, l, 0, N));
+  x = end_branch(c, res_norm ? &l->res_norm1 : NULL, x, f, l->gamma1, keep_mask(c, l, 0, N));
   f = ii_mlp_forward(c, &l->mlp, ii_norm_forward(c, &l->norm2, x, II_ACT_NONE, c->compute));
-  if (res_norm) f = ii_norm_forward(c, &l->res_norm2, f, II_ACT_NONE, c->real);
-  x = ii_residual(c, x, f, l->gamma2, keep_mask(c, l, 1, N));
+  x = end_branch(c, res_norm ? &l->res_norm2 : NULL, x, f, l->gamma2, keep_mask(c, l, 1, N));
   return ii_scope_return(c, s, x);
 }
 

@@ -7,7 +7,7 @@
 #include "autograd/rng.h"
 #include "autograd/tape.h"
 
-#define OP_INPUTS 5
+#define OP_INPUTS 6
 
 typedef enum {
   IN_NONE = 0, /* not given: NULL */

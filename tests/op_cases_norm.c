@@ -15,6 +15,10 @@ static ii_tensor *layer_norm_twice(ii_ctx *c, ii_tensor *const *in, const op_cas
   return ii_add(c, once, layer_norm(c, in, k));
 }
 
+static ii_tensor *norm_residual(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
+  return ii_norm_residual(c, in[0], in[1], in[2], in[3], k->f[0], in[4], in[5]);
+}
+
 static ii_tensor *batch_norm(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
   return ii_batch_norm(c, in[0], in[1], in[2], in[3], in[4], k->f[0], k->f[1]);
 }
@@ -56,6 +60,20 @@ enum { REAL_OUT, COMPUTE_OUT };
   {                                                                                                \
     .op = II_OP_layer_norm, .name = title, .in = {x, VEC(C), VEC(C)}, .call = layer_norm,          \
     .i = {act, out}, .f = {1e-6}, .flags = CASE_LARGE, .terms = 521                                \
+  }
+#define NONE                                                                                       \
+  { IN_NONE, 0, 0, {0}, 0 }
+#define REAL3(a, b, c)                                                                             \
+  { IN_REAL, DRAW_NORMAL, 3, {a, b, c}, 0 }
+#define X3(a, b, c)                                                                                \
+  { IN_ACT, DRAW_NORMAL, 3, {a, b, c}, 0 }
+#define KEEP(a)                                                                                    \
+  { IN_CONST, DRAW_POSITIVE, 1, {a}, 0 }
+#define BRANCH(title, N, rows, C, scale, keep, large)                                              \
+  {                                                                                                \
+    .op = II_OP_norm_residual, .name = title,                                                      \
+    .in = {REAL3(N, rows, C), X3(N, rows, C), VEC(C), VEC(C), scale, keep}, .call = norm_residual, \
+    .f = {1e-6}, .flags = large, .terms = (N) * (rows) > 64 ? (N) * (rows) : 128                   \
   }
 #define BN(title, x, C, mode)                                                                      \
   {                                                                                                \
@@ -113,6 +131,13 @@ static const op_case cases[] = {
      .i = {II_ACT_GELU, REAL_OUT},
      .f = {1e-6},
      .terms = 128},
+    BRANCH("norm residual 2x7x31, plain", 2, 7, 31, NONE, NONE, 0),
+    BRANCH("norm residual 3x5x64, layer scale", 3, 5, 64, VEC(64), NONE, 0),
+    BRANCH("norm residual 5x3x33, drop path", 5, 3, 33, NONE, KEEP(5), 0),
+    BRANCH("norm residual 3x7x112, both", 3, 7, 112, VEC(112), KEEP(3), 0),
+    BRANCH("norm residual 1x1x1025, both", 1, 1, 1025, VEC(1025), KEEP(1), 0),
+    BRANCH("norm residual 7x74x71, both", 7, 74, 71, VEC(71), KEEP(7), CASE_LARGE),
+    BRANCH("norm residual without images", 0, 4, 16, VEC(16), KEEP(0), 0),
     BN("batch norm, training, 2x3x5x7", X4(2, 3, 5, 7), 7, CASE_TRAINING),
     BN("batch norm, training, 71x33", X2(71, 33), 33, CASE_TRAINING),
     /* without a large eps the result is a sign, and its gradient only rounding */

@@ -73,6 +73,16 @@ static void layer_norm(const op_case *k, double *const *in, double *out) {
   }
 }
 
+static void norm_residual(const op_case *k, double *const *in, double *out) {
+  int64_t C = k->in[2].shape[0], n = op_input_numel(&k->in[0]), N = k->in[0].shape[0];
+  op_case norm = *k;
+  norm.in[0] = k->in[1];
+  norm.in[1] = k->in[2];
+  layer_norm(&norm, in + 1, out);
+  for (int64_t i = 0; i < n; i++)
+    out[i] = in[0][i] + (in[5] ? in[5][i / (n / N)] : 1) * (in[4] ? in[4][i % C] : 1) * out[i];
+}
+
 static void batch_norm(const op_case *k, double *const *in, double *out, double *const *state) {
   int64_t C = k->in[1].shape[0], rows = op_input_numel(&k->in[0]) / C;
   for (int64_t c = 0; c < C; c++) {
@@ -250,6 +260,9 @@ bool op_reference(const op_case *k, double *const *in, double *out, double *cons
     return true;
   case II_OP_layer_norm:
     layer_norm(k, in, out);
+    return true;
+  case II_OP_norm_residual:
+    norm_residual(k, in, out);
     return true;
   case II_OP_batch_norm:
     batch_norm(k, in, out, state);

@@ -1,7 +1,10 @@
-/* Layer norm over the last dimension, with an optional GELU behind it. With h = (x - mean) * rstd,
+/* Layer norm over the last dimension, with an optional GELU or the end of a residual branch behind
+ * it. With h = (x - mean) * rstd,
  * z = h * gamma + beta, g = dL/dz:
  *   dL/dx = rstd * (g gamma - mean(g gamma) - h * mean(g gamma h)), dL/dgamma = sum g h,
  *   dL/dbeta = sum g.
+ * In a residual branch, y = skip + k s z with the image's k and the layer scale s, the sums
+ * A = sum k gy h and B = sum k gy give dL/dgamma = s A, dL/dbeta = s B, dL/ds = gamma A + beta B.
  * The row is read from memory once; the variance is taken about the mean, in a second pass over L1.
  */
 #include "kernels/cpu/fast_math.h"
@@ -28,9 +31,25 @@ static void normalise(const real *restrict x, const real *restrict gamma, const 
   for (int64_t j = 0; j < n; j++) z[j] = (x[j] - mean) * rstd * gamma[j] + beta[j];
 }
 
+static real keep_of(const ii_layer_norm_args *a, int64_t row) {
+  return a->keep ? ((const real *)a->keep)[row / a->keep_rows] : R(1.0);
+}
+
+/* y = skip + k * scale * y of one row; scale may be NULL. */
+static void end_branch(const real *restrict skip, const real *restrict scale, real k,
+                       real *restrict y, int64_t n) {
+  if (scale) {
+#pragma omp simd simdlen(II_LANES)
+    for (int64_t j = 0; j < n; j++) y[j] = skip[j] + k * scale[j] * y[j];
+  } else {
+#pragma omp simd simdlen(II_LANES)
+    for (int64_t j = 0; j < n; j++) y[j] = skip[j] + k * y[j];
+  }
+}
+
 /* y of some rows that lie one behind the other, first the row numbered r. */
 static void forward_rows(const ii_layer_norm_args *a, int64_t r, int64_t rows, const real *x,
-                         real *y) {
+                         const real *skip, real *y) {
   const int64_t C = a->C;
   for (int64_t i = 0; i < rows; i++) {
     const real *row = x + i * C;
@@ -39,6 +58,7 @@ static void forward_rows(const ii_layer_norm_args *a, int64_t r, int64_t rows, c
     ((real *)a->mean)[r + i] = mean;
     ((real *)a->rstd)[r + i] = rstd;
     normalise(row, a->gamma, a->beta, y + i * C, C, mean, rstd);
+    if (a->residual) end_branch(skip + i * C, a->scale, keep_of(a, r + i), y + i * C, C);
   }
   if (a->act != II_ACT_GELU) return;
 #pragma omp simd simdlen(II_LANES)
@@ -49,16 +69,17 @@ int II_FN(layer_norm_fwd)(ii_kctx *k, const ii_layer_norm_args *a) {
   const int64_t C = a->C;
   if (a->rows * C == 0) return 0;
   const int64_t chunk = ii_chunk_rows(C), length = ii_buffer_length(chunk * C);
-  real *buffers = ii_thread_buffers(k, chunk * C, 2);
+  real *buffers = ii_thread_buffers(k, chunk * C, 3);
   if (!buffers) return 1;
 #pragma omp parallel num_threads(ii_team(k, a->rows *C))
   {
-    real *xb = buffers + omp_get_thread_num() * 2 * length, *yb = xb + length;
+    real *xb = buffers + omp_get_thread_num() * 3 * length, *yb = xb + length, *sb = yb + length;
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < a->rows; r += chunk) {
       const int64_t rows = ii_min(chunk, a->rows - r);
+      const real *skip = a->residual ? ii_row_in(a->y_dtype, a->skip, r * C, rows * C, sb) : NULL;
       real *y = ii_row_target(a->y_dtype, a->y, r * C, yb);
-      forward_rows(a, r, rows, ii_row_in(a->x_dtype, a->x, r * C, rows * C, xb), y);
+      forward_rows(a, r, rows, ii_row_in(a->x_dtype, a->x, r * C, rows * C, xb), skip, y);
       ii_row_out(a->y_dtype, a->y, r * C, rows * C, y);
     }
   }
@@ -119,11 +140,33 @@ static void backward_row(const real *restrict x, const real *restrict gamma, con
   for (int64_t j = 0; j < n; j++) gx[j] = rstd * (g[j] * gamma[j] - m1 - (x[j] - mean) * rstd * m2);
 }
 
-/* Backward of rows [first, last); acc: sums for ggamma[C], gbeta[C], where asked for. */
+/* g = k * gy of some rows, k of each row's image. */
+static void keep_gradient(const ii_layer_norm_args *a, int64_t r, int64_t rows,
+                          const real *restrict gy, real *restrict g) {
+  const int64_t C = a->C;
+  for (int64_t i = 0; i < rows; i++) {
+    const real k = keep_of(a, r + i);
+#pragma omp simd simdlen(II_LANES)
+    for (int64_t j = 0; j < C; j++) g[i * C + j] = k * gy[i * C + j];
+  }
+}
+
+/* gamma, times the layer scale where there is one. */
+static const real *scaled_gamma(const ii_layer_norm_args *a, real *restrict buffer) {
+  const real *restrict gamma = a->gamma, *restrict scale = a->scale;
+  if (!scale) return gamma;
+#pragma omp simd simdlen(II_LANES)
+  for (int64_t j = 0; j < a->C; j++) buffer[j] = gamma[j] * scale[j];
+  return buffer;
+}
+
+/* Backward of rows [first, last); acc: the sums A[C], B[C], where asked for. */
 static void backward_rows(const void *args, int64_t first, int64_t last, real *acc, real *buffers) {
   const ii_layer_norm_args *a = args;
   const int64_t C = a->C, chunk = ii_chunk_rows(C), length = ii_buffer_length(chunk * C);
   real *xb = buffers, *gb = xb + length, *ab = gb + length, *ob = ab + length;
+  const real *gamma = scaled_gamma(a, ob + length);
+  const bool sums = a->ggamma || a->gbeta || a->gscale;
   for (int64_t r = first; r < last; r += chunk) {
     const int64_t rows = ii_min(chunk, last - r);
     const real *x = ii_row_in(a->x_dtype, a->x, r * C, rows * C, xb);
@@ -131,24 +174,40 @@ static void backward_rows(const void *args, int64_t first, int64_t last, real *a
     if (a->act == II_ACT_GELU) {
       gelu_gradient(a, r, rows, x, g, ab);
       g = ab;
+    } else if (a->keep) {
+      keep_gradient(a, r, rows, g, ab);
+      g = ab;
     }
     real *gx = a->gx ? ii_grad_target(a->x_dtype, a->gx, r * C, a->acc_gx, ob) : NULL;
     for (int64_t i = 0; i < rows; i++) {
       const real mean = ((const real *)a->mean)[r + i], rstd = ((const real *)a->rstd)[r + i];
-      backward_row(x + i * C, a->gamma, g + i * C, a->ggamma || a->gbeta ? acc : NULL,
-                   gx ? gx + i * C : NULL, C, mean, rstd);
+      backward_row(x + i * C, gamma, g + i * C, sums ? acc : NULL, gx ? gx + i * C : NULL, C, mean,
+                   rstd);
     }
     if (gx) ii_grad_out(a->x_dtype, a->gx, r * C, rows * C, a->acc_gx, gx);
   }
 }
 
+/* The gradients of the parameters from A and B. */
+static void parameters_out(const ii_layer_norm_args *a, const double *A, const double *B) {
+  const real *gamma = a->gamma, *beta = a->beta, *scale = a->scale;
+  real *ggamma = a->ggamma, *gbeta = a->gbeta, *gscale = a->gscale;
+  for (int64_t j = 0; j < a->C; j++) {
+    const double s = scale ? (double)scale[j] : 1.0;
+    if (ggamma) ggamma[j] = (real)((a->acc_ggamma ? (double)ggamma[j] : 0.0) + s * A[j]);
+    if (gbeta) gbeta[j] = (real)((a->acc_gbeta ? (double)gbeta[j] : 0.0) + s * B[j]);
+    if (gscale)
+      gscale[j] = (real)((a->acc_gscale ? (double)gscale[j] : 0.0) + (double)gamma[j] * A[j] +
+                         (double)beta[j] * B[j]);
+  }
+}
+
 int II_FN(layer_norm_bwd)(ii_kctx *k, const ii_layer_norm_args *a) {
   if (a->C == 0) return 0;
-  const int64_t width = a->ggamma || a->gbeta ? 2 * a->C : 0;
+  const int64_t C = a->C, width = a->ggamma || a->gbeta || a->gscale ? 2 * C : 0;
   const double *sums =
-      II_FN(column_sums)(k, a->rows, a->C, width, backward_rows, a, ii_chunk_rows(a->C) * a->C, 4);
+      II_FN(column_sums)(k, a->rows, C, width, backward_rows, a, ii_chunk_rows(C) * C, 5);
   if (!sums) return 1;
-  ii_sums_out(a->ggamma, sums, a->C, a->acc_ggamma);
-  ii_sums_out(a->gbeta, sums + a->C, a->C, a->acc_gbeta);
+  if (width) parameters_out(a, sums, sums + C);
   return 0;
 }
