@@ -30,6 +30,12 @@ ii_tensor *ii_layer_norm(ii_ctx *c, ii_tensor *x, ii_tensor *gamma, ii_tensor *b
 ii_tensor *ii_norm_residual(ii_ctx *c, ii_tensor *x, ii_tensor *f, ii_tensor *gamma,
                             ii_tensor *beta, double eps, ii_tensor *scale, ii_tensor *keep);
 
+/* *sum = x + keep[n]*f and LN(*sum): the end of a residual branch and the norm that follows it, in
+ * one pass; x[N,...,C] of type real, f of the same shape; the result has f's type. keep[N] may be
+ * NULL and gets no gradient. */
+ii_tensor *ii_residual_norm(ii_ctx *c, ii_tensor *x, ii_tensor *f, ii_tensor *keep,
+                            ii_tensor *gamma, ii_tensor *beta, double eps, ii_tensor **sum);
+
 /* Over all dimensions but the last. In training mode (ctx) batch statistics are used and the
  * running ones [C] are updated in place with `momentum`. The result has type real. */
 ii_tensor *ii_batch_norm(ii_ctx *c, ii_tensor *x, ii_tensor *gamma, ii_tensor *beta,

@@ -54,6 +54,11 @@ ii_node *ii_tape_record(ii_ctx *c, ii_op op, ii_tensor *out, ii_tensor *const *i
   return n;
 }
 
+void ii_tape_second(ii_node *n, ii_tensor *also) {
+  also->needs_grad = n != NULL;
+  if (n) n->also = also;
+}
+
 static void drop_grad(ii_tensor *t) {
   if (t->persistent || !t->grad) return;
   if (t->grad->mem) ii_block_release(t->grad->mem);
@@ -128,8 +133,10 @@ void ii_tape_walk(ii_ctx *c) {
     ii_node *n = c->tape;
     c->tape = n->prev;
     /* an output that nothing used has no gradient, and neither have its inputs through this node */
-    if (ii_ok(c) && n->out->grad) ii_op_table[n->op].backward(c, n);
+    const bool reached = n->out->grad || (n->also && n->also->grad);
+    if (ii_ok(c) && reached) ii_op_table[n->op].backward(c, n);
     drop_grad(n->out);
+    if (n->also) drop_grad(n->also);
     each_saved(n, ii_block_release);
   }
 }

@@ -17,7 +17,7 @@ typedef struct ii_node {
   ii_op op;
   int n_in, n_stat;
   ii_tensor *in[II_NODE_IN]; /* entries may be NULL (an optional input that was not given) */
-  ii_tensor *out;
+  ii_tensor *out, *also;     /* also: a second output, or NULL */
   ii_tensor *stat[II_NODE_STAT];
   uint32_t saved; /* bits S_IN(i), S_OUT(0), S_STAT that hold references */
   void *args;     /* the op's own copy of what it needs, in the arena */
@@ -36,6 +36,10 @@ extern const ii_op_info ii_op_table[II_OP_COUNT];
  * the output accordingly. args[size] is copied. Returns the node or NULL. */
 ii_node *ii_tape_record(ii_ctx *c, ii_op op, ii_tensor *out, ii_tensor *const *in, int n_in,
                         ii_tensor *const *stat, int n_stat, const void *args, size_t size);
+
+/* For op code: gives the node that was just recorded (NULL: none was) a second output. Its backward
+ * runs when at least one of the two has a gradient. */
+void ii_tape_second(ii_node *n, ii_tensor *also);
 
 /* For op code, in backward: where to write the gradient of x, or NULL when x needs none. *acc is
  * set to whether the kernel must add to what is there. */

@@ -249,6 +249,20 @@ static ii_tensor *run_norm_residual(problem *p) {
   return ii_norm_residual(p->c, p->in[0], p->in[1], p->in[2], p->in[3], 1e-6, p->in[4], p->in[5]);
 }
 
+/* side, channels */
+static void build_residual_norm(problem *p, const int64_t *d) {
+  p->in[0] = image(p, p->c->real, d[0], d[1]);
+  p->in[1] = image(p, p->c->compute, d[0], d[1]);
+  for (int i = 2; i < 4; i++) p->in[i] = vector(p, d[1]);
+  p->in[4] = activation(p, p->c->real, 1, &p->N);
+  p->in[4]->needs_grad = false;
+  describe_image(p, "");
+}
+static ii_tensor *run_residual_norm(problem *p) {
+  ii_tensor *sum;
+  return ii_residual_norm(p->c, p->in[0], p->in[1], p->in[4], p->in[2], p->in[3], 1e-6, &sum);
+}
+
 static void build_batch_norm(problem *p, const int64_t *d) {
   p->in[0] = matrix(p, p->c->compute, p->N * d[0] * d[0], d[1]);
   for (int i = 1; i < 5; i++) p->in[i] = vector(p, d[1]);
@@ -444,6 +458,9 @@ static const op_bench table[II_OP_COUNT] = {
     [II_OP_norm_residual] = {build_norm_residual,
                              run_norm_residual,
                              {{{56, 80, 1}}, {{28, 160, 1}}, {{14, 320, 1}}, {{7, 640, 1}}}},
+    [II_OP_residual_norm] = {build_residual_norm,
+                             run_residual_norm,
+                             {{{56, 64}}, {{28, 128}}, {{14, 256}}, {{7, 512}}}},
     [II_OP_batch_norm] = {build_batch_norm, run_batch_norm, {{{7, 768}}, {{56, 64}}}},
     [II_OP_gelu] = {build_rows, run_gelu, {{{56, 256}}, {{28, 512}}, {{14, 1024}}, {{7, 2048}}}},
     [II_OP_relu] = {build_rows, run_relu, {{{56, 256}}, {{14, 1024}}}},

@@ -77,13 +77,19 @@ static void dwconv2d(list *l, ii_dwconv2d_args *a, bool bwd) {
 
 static void layer_norm(list *l, ii_layer_norm_args *a, bool bwd) {
   int64_t n = a->rows * a->C;
-  IN(x, a->x_dtype, n);
+  bool after = a->place == II_NORM_AFTER_BRANCH;
+  if (after && !bwd)
+    UNREAD(x);
+  else
+    IN(x, a->x_dtype, n);
   IN(gamma, a->real, a->C);
   IN(scale, a->real, a->C);
   if (a->keep_rows > 0) IN(keep, a->real, a->rows / a->keep_rows);
   if (!bwd) {
     IN(beta, a->real, a->C);
-    IN(skip, a->y_dtype, n);
+    IN(skip, after ? a->x_dtype : a->y_dtype, n);
+    IN(f, a->y_dtype, n);
+    OUT(sum, a->x_dtype, n);
     OUT(y, a->y_dtype, n);
     OUT(mean, a->real, a->rows);
     OUT(rstd, a->real, a->rows);
@@ -94,11 +100,15 @@ static void layer_norm(list *l, ii_layer_norm_args *a, bool bwd) {
   else
     IN(beta, a->real, a->C);
   UNREAD(skip);
+  UNREAD(f);
+  UNREAD(sum);
   UNREAD(y);
   IN(mean, a->real, a->rows);
   IN(rstd, a->real, a->rows);
   IN(gy, a->y_dtype, n);
+  IN(gsum, a->x_dtype, n);
   GRAD(gx, a->x_dtype, n);
+  GRAD(gf, a->y_dtype, n);
   GRAD(ggamma, a->real, a->C);
   GRAD(gbeta, a->real, a->C);
   GRAD(gscale, a->real, a->C);

@@ -99,22 +99,29 @@ typedef enum { II_ACT_NONE = 0, II_ACT_GELU } ii_act;
  *   y = act((x - mean) * rstd * gamma + beta), rstd = 1/sqrt(var + eps), var biased.
  * x[rows,C] of x_dtype, y of y_dtype; gamma, beta, mean[rows], rstd[rows] of type real.
  * fwd writes y, mean, rstd. bwd reads x, gamma, beta (only with an activation), mean, rstd, gy.
- * residual: the norm ends a branch with layer scale and stochastic depth, without activation:
- *   y = skip + keep[row / keep_rows] * scale[c] * ((x - mean) * rstd * gamma + beta)
- * skip[rows,C] of y_dtype; scale[C] and keep (already divided by the keep probability) of type real
- * may be NULL and then count as 1. bwd also reads scale, keep and, for gscale, beta; the gradient
- * of skip is gy itself. */
+ * place says what is done in the same pass, without activation; skip[rows,C] is the residual
+ * stream and keep (already divided by the keep probability, NULL counts as 1) of type real:
+ * - II_NORM_ENDS_BRANCH: y = skip + keep[row / keep_rows] * scale[c] * LN(x), skip of y_dtype,
+ * layer scale[C] of type real or NULL. bwd also reads scale, keep and, for gscale, beta; the
+ * gradient of skip is gy itself.
+ * - II_NORM_AFTER_BRANCH: sum = skip + keep[row / keep_rows] * f, y = LN(sum); skip and sum of type
+ *   real and x_dtype, f[rows,C] of y_dtype; fwd writes sum and does not read x.
+ *   bwd reads the sum as x, keep, and gsum (x_dtype), what else is in the gradient of the sum, or
+ *   NULL. gx, the whole gradient of the sum, is the gradient of skip, too; gf = keep * that. gx may
+ *   be gsum when it overwrites. */
+typedef enum { II_NORM_ALONE = 0, II_NORM_ENDS_BRANCH, II_NORM_AFTER_BRANCH } ii_norm_place;
+
 typedef struct {
   ii_dtype real, x_dtype, y_dtype;
   int64_t rows, C, keep_rows;
   double eps;
   ii_act act;
-  bool residual;
-  const void *x, *gamma, *beta, *skip, *scale, *keep;
-  void *y, *mean, *rstd;
-  const void *gy;
-  void *gx, *ggamma, *gbeta, *gscale;
-  bool acc_gx, acc_ggamma, acc_gbeta, acc_gscale;
+  ii_norm_place place;
+  const void *x, *gamma, *beta, *skip, *scale, *keep, *f;
+  void *sum, *y, *mean, *rstd;
+  const void *gy, *gsum;
+  void *gx, *gf, *ggamma, *gbeta, *gscale;
+  bool acc_gx, acc_gf, acc_ggamma, acc_gbeta, acc_gscale;
 } ii_layer_norm_args;
 
 /* Batch norm over rows, per channel: y = (x - mean) * rstd * gamma + beta.

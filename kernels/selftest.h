@@ -1,16 +1,17 @@
 /* A numeric self-test of the kernels of an engine on small fixed problems, for `train --doctor`:
  * a kernel runs on the engine and, with the same inputs, in double precision on the CPU engine.
  *
- * Every kernel has two or three problems. Variant 0: sizes and addresses that allow wide accesses,
+ * Every kernel has two problems or more. Variant 0: sizes and addresses that allow wide accesses,
  * results overwrite. Variant 1: ragged sizes, pointers aligned to one element only, gradients are
  * added to what is there, and the kernel's other form (DCNv4 instead of v3, evaluation instead of
- * training, GELU after the norm). Variant 2, as 0, of kernels with a third form (the norm that ends
- * a residual branch). Inputs are multiples of 1/4096 in [-2, 2], rounded to their type. */
+ * training, GELU after the norm). Variants 2 and 3, as 0, of kernels with further forms (the norm
+ * that ends a residual branch, and the one that follows it). Inputs are multiples of 1/4096 in [-2,
+ * 2], rounded to their type. */
 #ifndef II_SELFTEST_H
 #define II_SELFTEST_H
 #include "kernels/buffers.h"
 
-enum { II_SELFTEST_VARIANTS = 3 };
+enum { II_SELFTEST_VARIANTS = 4 };
 
 /* The largest argument struct. */
 typedef union {

@@ -40,12 +40,19 @@ static void layer_norm(ii_layer_norm_args *a, form f) {
   a->y = a->mean = a->rstd = a->gx = a->ggamma = a->gbeta = USED;
 }
 
-/* The end of a residual branch. */
-static void norm_residual(ii_layer_norm_args *a, form f) {
+/* The end of a residual branch, or after one. */
+static void norm_in_branch(ii_layer_norm_args *a, form f, ii_norm_place place) {
   layer_norm(a, f);
-  a->x_dtype = f.t, a->y_dtype = f.real; /* the residual stream is wide */
-  a->residual = true, a->rows = 12, a->keep_rows = 4;
-  a->skip = a->scale = a->keep = a->gscale = USED;
+  a->rows = 12, a->keep_rows = 4, a->place = place;
+  a->skip = a->keep = USED;
+  if (place == II_NORM_ENDS_BRANCH) {
+    a->x_dtype = f.t, a->y_dtype = f.real; /* the residual stream is wide */
+    a->scale = a->gscale = USED;
+  } else {
+    a->x_dtype = f.real, a->y_dtype = f.t;
+    a->f = a->gsum = USED;
+    a->sum = a->gf = USED;
+  }
 }
 
 static void batch_norm(ii_batch_norm_args *a, form f) {
@@ -224,9 +231,10 @@ static void erase(ii_erase_args *a, form f) {
 int ii_selftest_problem(int kernel, int variant, ii_dtype t, ii_any_args *a) {
   form f = {.odd = variant == 1, .t = t, .real = ii_dtype_real(t)};
   memset(a, 0, sizeof *a);
-  if (variant == 2) {
+  if (variant >= 2) {
     if (kernel != II_K_layer_norm_fwd && kernel != II_K_layer_norm_bwd) return 0;
-    norm_residual(&a->layer_norm_fwd, f);
+    norm_in_branch(&a->layer_norm_fwd, f,
+                   variant == 2 ? II_NORM_ENDS_BRANCH : II_NORM_AFTER_BRANCH);
     return 1;
   }
   switch (kernel) {

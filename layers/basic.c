@@ -69,6 +69,11 @@ ii_tensor *ii_norm_residual_forward(ii_ctx *c, const ii_norm_layer *l, ii_tensor
   return ii_norm_residual(c, x, f, l->weight, l->bias, l->eps, scale, keep);
 }
 
+ii_tensor *ii_residual_norm_forward(ii_ctx *c, const ii_norm_layer *l, ii_tensor *x, ii_tensor *f,
+                                    ii_tensor *keep, ii_tensor **sum) {
+  return ii_residual_norm(c, x, f, keep, l->weight, l->bias, l->eps, sum);
+}
+
 ii_batch_norm_layer ii_batch_norm_build(const ii_builder *b, int64_t channels) {
   return (ii_batch_norm_layer){.weight = ii_build(b, "weight", constant(1), channels, 0, 0, 0),
                                .bias = ii_build(b, "bias", constant(0), channels, 0, 0, 0),

@@ -43,6 +43,9 @@ typedef struct {
 ii_norm_layer ii_norm_build(const ii_builder *b, int64_t channels, double eps);
 ii_tensor *ii_norm_forward(ii_ctx *c, const ii_norm_layer *l, ii_tensor *x, ii_act act,
                            ii_dtype out);
+/* norm(*sum), *sum = x + keep * f, as ii_residual_norm. */
+ii_tensor *ii_residual_norm_forward(ii_ctx *c, const ii_norm_layer *l, ii_tensor *x, ii_tensor *f,
+                                    ii_tensor *keep, ii_tensor **sum);
 /* x + keep * scale * norm(f), as ii_norm_residual. */
 ii_tensor *ii_norm_residual_forward(ii_ctx *c, const ii_norm_layer *l, ii_tensor *x, ii_tensor *f,
                                     ii_tensor *scale, ii_tensor *keep);

@@ -271,42 +271,79 @@ static ii_tensor *end_branch(ii_ctx *c, const ii_norm_layer *norm, ii_tensor *x,
               : ii_residual(c, x, f, gamma, keep);
 }
 
-/* Precedence of the official code: post_norm, then layer scale, then res_post_norm. */
-static ii_tensor *block_forward(ii_ctx *c, ii_tensor *x, const void *user) {
-  const block_layer *l = user;
+/* The residual stream, and the norm that comes next of it: made in one pass where that is possible;
+ * h is NULL where no norm was asked for. */
+typedef struct {
+  ii_tensor *x, *h;
+} stream;
+
+/* As end_branch, then the norm `next`, unless that is NULL. */
+static stream join(ii_ctx *c, const ii_norm_layer *norm, ii_tensor *x, ii_tensor *f,
+                   ii_tensor *gamma, ii_tensor *keep, const ii_norm_layer *next) {
+  stream s = {x, NULL};
+  if (next && !norm && !gamma) {
+    s.h = ii_residual_norm_forward(c, next, x, f, keep, &s.x);
+    return s;
+  }
+  s.x = end_branch(c, norm, x, f, gamma, keep);
+  if (next) s.h = ii_norm_forward(c, next, s.x, II_ACT_NONE, c->compute);
+  return s;
+}
+
+/* Precedence of the official code: post_norm, then layer scale, then res_post_norm. in.h: norm1 of
+ * the stream, or NULL. next: the first norm of what follows, or NULL. */
+static stream block_run(ii_ctx *c, const block_layer *l, stream in, const ii_norm_layer *next) {
   const ii_model_config *cfg = &l->model->cfg;
-  int64_t N = x->shape[0];
-  ii_tensor *f;
-  ii_scope s = ii_scope_begin(c);
+  const int64_t N = in.x->shape[0];
+  const bool res_norm = cfg->res_post_norm && !l->gamma1;
+  ii_tensor *x = in.x, *f;
+  ii_scope scope = ii_scope_begin(c);
+  stream s;
   if (cfg->post_norm) {
     f = core(c, l, x);
     x = end_branch(c, &l->norm1, x, f, l->gamma1, keep_mask(c, l, 0, N));
     f = ii_mlp_forward(c, &l->mlp, x);
-    x = end_branch(c, &l->norm2, x, f, l->gamma2, keep_mask(c, l, 1, N));
-    return ii_scope_return(c, s, x);
+    s = (stream){end_branch(c, &l->norm2, x, f, l->gamma2, keep_mask(c, l, 1, N)), NULL};
+  } else {
+    f = core(c, l, in.h ? in.h : ii_norm_forward(c, &l->norm1, x, II_ACT_NONE, c->compute));
+    s = join(c, res_norm ? &l->res_norm1 : NULL, x, f, l->gamma1, keep_mask(c, l, 0, N), &l->norm2);
+    f = ii_mlp_forward(c, &l->mlp, s.h);
+    s = join(c, res_norm ? &l->res_norm2 : NULL, s.x, f, l->gamma2, keep_mask(c, l, 1, N), next);
   }
-  bool res_norm = cfg->res_post_norm && !l->gamma1;
-  f = core(c, l, ii_norm_forward(c, &l->norm1, x, II_ACT_NONE, c->compute));
-  x = end_branch(c, res_norm ? &l->res_norm1 : NULL, x, f, l->gamma1, keep_mask(c, l, 0, N));
-  f = ii_mlp_forward(c, &l->mlp, ii_norm_forward(c, &l->norm2, x, II_ACT_NONE, c->compute));
-  x = end_branch(c, res_norm ? &l->res_norm2 : NULL, x, f, l->gamma2, keep_mask(c, l, 1, N));
-  return ii_scope_return(c, s, x);
+  ii_scope_end(c, scope, (ii_tensor *[]){s.x, s.h}, s.h ? 2 : 1);
+  return s;
+}
+
+/* A block by itself, for ii_checkpoint. */
+static ii_tensor *block_forward(ii_ctx *c, ii_tensor *x, const void *user) {
+  return block_run(c, user, (stream){x, NULL}, NULL).x;
+}
+
+/* The level-2 post norm after block i of a stage, or NULL. */
+static const ii_norm_layer *post_norm(const ii_model *m, int stage, int i) {
+  for (int k = 0; stage == 2 && k < m->cfg.level2_post_norm_count; k++)
+    if (m->cfg.level2_post_norm_ids[k] == i) return &m->stages[stage].post_norms[k];
+  return NULL;
 }
 
 static ii_tensor *stage_forward(ii_model *m, int stage, ii_tensor *x) {
   ii_ctx *c = m->ctx;
   const ii_model_config *cfg = &m->cfg;
-  stage_layer *s = &m->stages[stage];
+  stage_layer *l = &m->stages[stage];
+  stream s = {x, NULL};
+  ii_scope scope = ii_scope_begin(c);
   for (int i = 0; i < cfg->depths[stage]; i++) {
-    ii_scope scope = ii_scope_begin(c);
-    x = cfg->checkpoint ? ii_checkpoint(c, x, block_forward, &s->blocks[i])
-                        : block_forward(c, x, &s->blocks[i]);
-    for (int k = 0; stage == 2 && k < cfg->level2_post_norm_count; k++)
-      if (cfg->level2_post_norm_ids[k] == i)
-        x = ii_norm_forward(c, &s->post_norms[k], x, II_ACT_NONE, c->real);
-    x = ii_scope_return(c, scope, x);
+    const ii_norm_layer *post = post_norm(m, stage, i);
+    const bool norm_follows = i + 1 < cfg->depths[stage] && !post && !cfg->post_norm;
+    if (cfg->checkpoint)
+      s.x = ii_checkpoint(c, s.x, block_forward, &l->blocks[i]);
+    else
+      s = block_run(c, &l->blocks[i], s, norm_follows ? &l->blocks[i + 1].norm1 : NULL);
+    if (post) s.x = ii_norm_forward(c, post, s.x, II_ACT_NONE, c->real);
+    /* ends with every block what the one before it left */
+    ii_scope_end(c, scope, (ii_tensor *[]){s.x, s.h}, s.h ? 2 : 1);
   }
-  return s->norm.weight ? ii_norm_forward(c, &s->norm, x, II_ACT_NONE, c->real) : x;
+  return l->norm.weight ? ii_norm_forward(c, &l->norm, s.x, II_ACT_NONE, c->real) : s.x;
 }
 
 /* x3, x4: outputs of the last two stages -> [N, clip_out]. */

@@ -19,6 +19,13 @@ static ii_tensor *norm_residual(ii_ctx *c, ii_tensor *const *in, const op_case *
   return ii_norm_residual(c, in[0], in[1], in[2], in[3], k->f[0], in[4], in[5]);
 }
 
+/* Both outputs count: i[0] 0 the norm alone, 1 the sum alone, 2 their sum. */
+static ii_tensor *residual_norm(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
+  ii_tensor *sum, *y = ii_residual_norm(c, in[0], in[1], in[4], in[2], in[3], k->f[0], &sum);
+  if (k->i[0] == 0) return y;
+  return k->i[0] == 1 ? sum : ii_add(c, ii_cast(c, y, c->real), sum);
+}
+
 static ii_tensor *batch_norm(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
   return ii_batch_norm(c, in[0], in[1], in[2], in[3], in[4], k->f[0], k->f[1]);
 }
@@ -74,6 +81,12 @@ enum { REAL_OUT, COMPUTE_OUT };
     .op = II_OP_norm_residual, .name = title,                                                      \
     .in = {REAL3(N, rows, C), X3(N, rows, C), VEC(C), VEC(C), scale, keep}, .call = norm_residual, \
     .f = {1e-6}, .flags = large, .terms = (N) * (rows) > 64 ? (N) * (rows) : 128                   \
+  }
+#define AFTER(title, N, rows, C, keep, what, large)                                                \
+  {                                                                                                \
+    .op = II_OP_residual_norm, .name = title,                                                      \
+    .in = {REAL3(N, rows, C), X3(N, rows, C), VEC(C), VEC(C), keep}, .call = residual_norm,        \
+    .i = {what}, .f = {1e-6}, .flags = large, .terms = (N) * (rows) > 64 ? (N) * (rows) : 128      \
   }
 #define BN(title, x, C, mode)                                                                      \
   {                                                                                                \
@@ -138,6 +151,14 @@ static const op_case cases[] = {
     BRANCH("norm residual 1x1x1025, both", 1, 1, 1025, VEC(1025), KEEP(1), 0),
     BRANCH("norm residual 7x74x71, both", 7, 74, 71, VEC(71), KEEP(7), CASE_LARGE),
     BRANCH("norm residual without images", 0, 4, 16, VEC(16), KEEP(0), 0),
+    AFTER("residual norm 2x7x31, plain", 2, 7, 31, NONE, 0, 0),
+    AFTER("residual norm 5x3x33, drop path", 5, 3, 33, KEEP(5), 0, 0),
+    AFTER("residual norm 3x7x112, both outputs", 3, 7, 112, KEEP(3), 2, 0),
+    AFTER("residual norm 3x5x64, both outputs, plain", 3, 5, 64, NONE, 2, 0),
+    AFTER("residual norm 2x3x17, the sum alone", 2, 3, 17, KEEP(2), 1, 0),
+    AFTER("residual norm 1x1x1025, both outputs", 1, 1, 1025, KEEP(1), 2, 0),
+    AFTER("residual norm 7x74x71, both outputs", 7, 74, 71, KEEP(7), 2, CASE_LARGE),
+    AFTER("residual norm without images", 0, 4, 16, KEEP(0), 2, 0),
     BN("batch norm, training, 2x3x5x7", X4(2, 3, 5, 7), 7, CASE_TRAINING),
     BN("batch norm, training, 71x33", X2(71, 33), 33, CASE_TRAINING),
     /* without a large eps the result is a sign, and its gradient only rounding */

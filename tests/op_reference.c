@@ -1,6 +1,7 @@
 /* The formulas of kernels/kernels.h in plain loops, in double. */
 #include "op_dcn_cases.h"
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void linear(const op_case *k, double *const *in, double *out) {
@@ -81,6 +82,19 @@ static void norm_residual(const op_case *k, double *const *in, double *out) {
   layer_norm(&norm, in + 1, out);
   for (int64_t i = 0; i < n; i++)
     out[i] = in[0][i] + (in[5] ? in[5][i / (n / N)] : 1) * (in[4] ? in[4][i % C] : 1) * out[i];
+}
+
+static void residual_norm(const op_case *k, double *const *in, double *out) {
+  int64_t C = k->in[2].shape[0], n = op_input_numel(&k->in[0]), N = k->in[0].shape[0];
+  op_case norm = *k;
+  double *sum = calloc((size_t)n + 1, sizeof *sum), *const all[] = {sum, in[2], in[3]};
+  if (!sum) abort();
+  for (int64_t i = 0; i < n; i++) sum[i] = in[0][i] + (in[4] ? in[4][i / (n / N)] : 1) * in[1][i];
+  norm.in[1].shape[0] = C;
+  norm.i[0] = II_ACT_NONE;
+  layer_norm(&norm, all, out);
+  for (int64_t i = 0; i < n && k->i[0]; i++) out[i] = sum[i] + (k->i[0] == 2 ? out[i] : 0);
+  free(sum);
 }
 
 static void batch_norm(const op_case *k, double *const *in, double *out, double *const *state) {
@@ -263,6 +277,9 @@ bool op_reference(const op_case *k, double *const *in, double *out, double *cons
     return true;
   case II_OP_norm_residual:
     norm_residual(k, in, out);
+    return true;
+  case II_OP_residual_norm:
+    residual_norm(k, in, out);
     return true;
   case II_OP_batch_norm:
     batch_norm(k, in, out, state);

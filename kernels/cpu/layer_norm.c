@@ -1,5 +1,5 @@
 /* Layer norm over the last dimension, with an optional GELU or the end of a residual branch behind
- * it. With h = (x - mean) * rstd,
+ * it, or such an end before it. With h = (x - mean) * rstd,
  * z = h * gamma + beta, g = dL/dz:
  *   dL/dx = rstd * (g gamma - mean(g gamma) - h * mean(g gamma h)), dL/dgamma = sum g h,
  *   dL/dbeta = sum g.
@@ -47,7 +47,19 @@ static void end_branch(const real *restrict skip, const real *restrict scale, re
   }
 }
 
-/* y of some rows that lie one behind the other, first the row numbered r. */
+/* x = skip + k * f of some rows, k of each row's image. */
+static void add_branch(const ii_layer_norm_args *a, int64_t r, int64_t rows,
+                       const real *restrict skip, const real *restrict f, real *restrict x) {
+  const int64_t C = a->C;
+  for (int64_t i = 0; i < rows; i++) {
+    const real k = keep_of(a, r + i);
+#pragma omp simd simdlen(II_LANES)
+    for (int64_t j = i * C; j < (i + 1) * C; j++) x[j] = skip[j] + k * f[j];
+  }
+}
+
+/* y of some rows that lie one behind the other, first the row numbered r; skip: of a branch that
+ * the norm ends, or NULL. */
 static void forward_rows(const ii_layer_norm_args *a, int64_t r, int64_t rows, const real *x,
                          const real *skip, real *y) {
   const int64_t C = a->C;
@@ -58,7 +70,7 @@ static void forward_rows(const ii_layer_norm_args *a, int64_t r, int64_t rows, c
     ((real *)a->mean)[r + i] = mean;
     ((real *)a->rstd)[r + i] = rstd;
     normalise(row, a->gamma, a->beta, y + i * C, C, mean, rstd);
-    if (a->residual) end_branch(skip + i * C, a->scale, keep_of(a, r + i), y + i * C, C);
+    if (skip) end_branch(skip + i * C, a->scale, keep_of(a, r + i), y + i * C, C);
   }
   if (a->act != II_ACT_GELU) return;
 #pragma omp simd simdlen(II_LANES)
@@ -76,11 +88,20 @@ int II_FN(layer_norm_fwd)(ii_kctx *k, const ii_layer_norm_args *a) {
     real *xb = buffers + omp_get_thread_num() * 3 * length, *yb = xb + length, *sb = yb + length;
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < a->rows; r += chunk) {
-      const int64_t rows = ii_min(chunk, a->rows - r);
-      const real *skip = a->residual ? ii_row_in(a->y_dtype, a->skip, r * C, rows * C, sb) : NULL;
+      const int64_t rows = ii_min(chunk, a->rows - r), n = rows * C;
+      const real *skip = NULL, *x;
+      if (a->place == II_NORM_AFTER_BRANCH) {
+        real *sum = (real *)a->sum + r * C;
+        add_branch(a, r, rows, (const real *)a->skip + r * C,
+                   ii_row_in(a->y_dtype, a->f, r * C, n, yb), sum);
+        x = sum;
+      } else {
+        x = ii_row_in(a->x_dtype, a->x, r * C, n, xb);
+      }
+      if (a->place == II_NORM_ENDS_BRANCH) skip = ii_row_in(a->y_dtype, a->skip, r * C, n, sb);
       real *y = ii_row_target(a->y_dtype, a->y, r * C, yb);
-      forward_rows(a, r, rows, ii_row_in(a->x_dtype, a->x, r * C, rows * C, xb), skip, y);
-      ii_row_out(a->y_dtype, a->y, r * C, rows * C, y);
+      forward_rows(a, r, rows, x, skip, y);
+      ii_row_out(a->y_dtype, a->y, r * C, n, y);
     }
   }
   return 0;
@@ -160,6 +181,26 @@ static const real *scaled_gamma(const ii_layer_norm_args *a, real *restrict buff
   return buffer;
 }
 
+/* The gradients of skip and f from the norm's part g of that of their sum, of some rows. */
+static void branch_before(const ii_layer_norm_args *a, int64_t r, int64_t rows, real *restrict g,
+                          real *buffer) {
+  const int64_t n = rows * a->C, at = r * a->C;
+  if (a->gsum) {
+    const real *rest = (const real *)a->gsum + at;
+#pragma omp simd simdlen(II_LANES)
+    for (int64_t j = 0; j < n; j++) g[j] += rest[j];
+  }
+  if (a->gf) {
+    real *gf = ii_grad_target(a->y_dtype, a->gf, at, a->acc_gf, buffer);
+    keep_gradient(a, r, rows, g, gf);
+    ii_grad_out(a->y_dtype, a->gf, at, n, a->acc_gf, gf);
+  }
+  if (a->gx && a->acc_gx)
+    ii_grad_out(a->x_dtype, a->gx, at, n, true, g);
+  else if (a->gx)
+    memcpy((real *)a->gx + at, g, (size_t)n * sizeof *g);
+}
+
 /* Backward of rows [first, last); acc: the sums A[C], B[C], where asked for. */
 static void backward_rows(const void *args, int64_t first, int64_t last, real *acc, real *buffers) {
   const ii_layer_norm_args *a = args;
@@ -167,6 +208,7 @@ static void backward_rows(const void *args, int64_t first, int64_t last, real *a
   real *xb = buffers, *gb = xb + length, *ab = gb + length, *ob = ab + length;
   const real *gamma = scaled_gamma(a, ob + length);
   const bool sums = a->ggamma || a->gbeta || a->gscale;
+  const bool after = a->place == II_NORM_AFTER_BRANCH && (a->gx || a->gf);
   for (int64_t r = first; r < last; r += chunk) {
     const int64_t rows = ii_min(chunk, last - r);
     const real *x = ii_row_in(a->x_dtype, a->x, r * C, rows * C, xb);
@@ -174,17 +216,21 @@ static void backward_rows(const void *args, int64_t first, int64_t last, real *a
     if (a->act == II_ACT_GELU) {
       gelu_gradient(a, r, rows, x, g, ab);
       g = ab;
-    } else if (a->keep) {
+    } else if (a->place == II_NORM_ENDS_BRANCH && a->keep) {
       keep_gradient(a, r, rows, g, ab);
       g = ab;
     }
-    real *gx = a->gx ? ii_grad_target(a->x_dtype, a->gx, r * C, a->acc_gx, ob) : NULL;
+    real *gx = after ? ob : NULL;
+    if (a->gx && !after) gx = ii_grad_target(a->x_dtype, a->gx, r * C, a->acc_gx, ob);
     for (int64_t i = 0; i < rows; i++) {
       const real mean = ((const real *)a->mean)[r + i], rstd = ((const real *)a->rstd)[r + i];
       backward_row(x + i * C, gamma, g + i * C, sums ? acc : NULL, gx ? gx + i * C : NULL, C, mean,
                    rstd);
     }
-    if (gx) ii_grad_out(a->x_dtype, a->gx, r * C, rows * C, a->acc_gx, gx);
+    if (after)
+      branch_before(a, r, rows, ob, ab);
+    else if (gx)
+      ii_grad_out(a->x_dtype, a->gx, r * C, rows * C, a->acc_gx, gx);
   }
 }
 

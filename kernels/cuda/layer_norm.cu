@@ -1,10 +1,11 @@
 /* Layer norm over the last dimension, with an optional GELU or the end of a residual branch behind
- * it. With h = (x - mean) * rstd,
+ * it, or such an end before it. With h = (x - mean) * rstd,
  * z = h * gamma + beta, g = dL/dz:
  *   dL/dx = rstd * (g gamma - mean(g gamma) - h * mean(g gamma h)), dL/dgamma = sum g h,
  *   dL/dbeta = sum g.
  * In a residual branch, y = skip + k s z with the image's k and the layer scale s, the sums
  * A = sum k gy h and B = sum k gy give dL/dgamma = s A, dL/dbeta = s B, dL/ds = gamma A + beta B.
+ * After a branch, x = skip + k f is formed and written on the way; dL/df = k dL/dx.
  * Mapping: rows as in reduce.h. Forward and backward read a row once and keep it in registers (the
  * variance is taken about the mean); a thread of the backward keeps the same channels for all its
  * rows, and the sums for gamma and beta of these beside them. Blocks write their sums, which a
@@ -20,14 +21,17 @@
 
 namespace {
 
-/* What is behind the norm. */
-typedef enum { NOTHING, GELU, BRANCH } end_kind;
+/* What is behind the norm; AFTER: the end of a residual branch is before it. */
+typedef enum { NOTHING, GELU, BRANCH, AFTER } end_kind;
 
 template <typename X, typename Y, typename R> struct forward_args {
   const X *x;
   const R *gamma, *beta;
   const Y *skip;         /* BRANCH */
-  const R *scale, *keep; /* BRANCH; or NULL */
+  const R *scale, *keep; /* BRANCH, keep also AFTER; or NULL */
+  const X *before;       /* AFTER: skip, f and where their sum goes, which is x */
+  const Y *f;
+  X *sum;
   Y *y;
   R *mean, *rstd, inverse, eps; /* inverse: 1/C */
   int64_t rows;
@@ -46,13 +50,23 @@ __global__ void __launch_bounds__(ii_row_block<R>::most, 1)
     const int end = r < a.rows ? a.C : 0; /* all lanes stay for the shuffles */
     const X *x = a.x + r * a.C;
     Y *y = a.y + r * a.C;
-    R held[N > 0 ? N : 1][V], sum = R(0), squares = R(0);
+    R held[N > 0 ? N : 1][V], sum = R(0), squares = R(0), k = R(1);
+    if ((END == BRANCH || END == AFTER) && a.keep && end) k = a.keep[(unsigned)r / a.keep_rows];
 #pragma unroll(N > 0 ? N : 1)
     for (int i = 0; i < steps; i++) {
       const int c = (i * a.lanes + lane) * V;
       R(&v)[V] = held[N > 0 ? i : 0];
       if (c >= end) continue;
-      ii_get(x + c, v);
+      if (END == AFTER) {
+        R f[V];
+        ii_get(a.before + r * a.C + c, v);
+        ii_get(a.f + r * a.C + c, f);
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] += k * f[j];
+        ii_put(a.sum + r * a.C + c, v);
+      } else {
+        ii_get(x + c, v);
+      }
 #pragma unroll
       for (int j = 0; j < V; j++) sum += v[j];
     }
@@ -72,8 +86,6 @@ __global__ void __launch_bounds__(ii_row_block<R>::most, 1)
       a.mean[r] = mean;
       a.rstd[r] = rstd;
     }
-    R k = R(1);
-    if (END == BRANCH && a.keep && end) k = a.keep[(unsigned)r / a.keep_rows];
 #pragma unroll(N > 0 ? N : 1)
     for (int i = 0; i < steps; i++) {
       const int c = (i * a.lanes + lane) * V;
@@ -105,12 +117,15 @@ __global__ void __launch_bounds__(ii_row_block<R>::most, 1)
 template <typename X, typename Y, typename R, int V, int N, end_kind END>
 int forward_with(ii_kctx *k, const ii_layer_norm_args *a) {
   const ii_rows s = ii_rows_for<R, V, N>(k, a->rows, a->C);
-  const forward_args<X, Y, R> f = {(const X *)a->x,
+  const forward_args<X, Y, R> f = {(const X *)(END == AFTER ? a->sum : a->x),
                                    (const R *)a->gamma,
                                    (const R *)a->beta,
                                    (const Y *)a->skip,
                                    (const R *)a->scale,
                                    (const R *)a->keep,
+                                   (const X *)a->skip,
+                                   (const Y *)a->f,
+                                   (X *)a->sum,
                                    (Y *)a->y,
                                    (R *)a->mean,
                                    (R *)a->rstd,
@@ -128,10 +143,12 @@ template <typename X, typename Y, end_kind END>
 int forward(ii_kctx *k, const ii_layer_norm_args *a) {
   typedef ii_real_of<X> R;
   constexpr int V = ii_pair_wide<X, Y>::n, N = ii_held<R, V>::n;
-  if (ii_rows_held<R, V>(a->C) && ii_flat_aligned<V>((const X *)a->x) &&
+  if (ii_rows_held<R, V>(a->C) && ii_flat_aligned<V>((const X *)(END == AFTER ? a->sum : a->x)) &&
       ii_flat_aligned<V>((const Y *)a->y) && ii_flat_aligned<V>((const R *)a->gamma) &&
-      ii_flat_aligned<V>((const R *)a->beta) && ii_flat_aligned<V>((const Y *)a->skip) &&
-      ii_flat_aligned<V>((const R *)a->scale))
+      ii_flat_aligned<V>((const R *)a->beta) && ii_flat_aligned<V>((const R *)a->scale) &&
+      (END == BRANCH ? ii_flat_aligned<V>((const Y *)a->skip)
+                     : ii_flat_aligned<V>((const X *)a->skip)) &&
+      ii_flat_aligned<V>((const Y *)a->f))
     return forward_with<X, Y, R, V, N, END>(k, a);
   return forward_with<X, Y, R, 1, 0, END>(k, a);
 }
@@ -142,9 +159,11 @@ template <typename X, typename Y, typename R> struct backward_args {
   const X *x;
   const Y *gy;
   const R *gamma, *beta, *mean, *rstd;
-  const R *scale, *keep; /* BRANCH; or NULL */
+  const R *scale, *keep; /* BRANCH, keep also AFTER; or NULL */
+  const X *gsum;         /* AFTER; or NULL */
   X *gx;
-  bool acc_gx;
+  Y *gf; /* AFTER; or NULL */
+  bool acc_gx, acc_gf;
   R *partial; /* [blocks, 2, C]: sums for gamma and beta; or NULL */
   R inverse;
   int64_t rows;
@@ -208,7 +227,7 @@ __global__ void __launch_bounds__(ii_row_block<R>::most, 1)
     const R mean = end ? a.mean[r] : R(0), rstd = end ? a.rstd[r] : R(0);
     const int64_t row = r * a.C;
     R k = R(1);
-    if (END == BRANCH && a.keep && end) k = a.keep[(unsigned)r / a.keep_rows];
+    if ((END == BRANCH || END == AFTER) && a.keep && end) k = a.keep[(unsigned)r / a.keep_rows];
     R h[M][V], g[M][V], m1 = R(0), m2 = R(0); /* g: dL/dz, then times gamma */
 #pragma unroll(N > 0 ? N : 1)
     for (int i = 0; i < steps; i++) {
@@ -232,7 +251,7 @@ __global__ void __launch_bounds__(ii_row_block<R>::most, 1)
         m2 += g[n][j] * h[n][j];
       }
     }
-    if (!a.gx) continue;
+    if (!a.gx && !(END == AFTER && a.gf)) continue;
     m1 = ii_row_sum(m1, a.lanes, sums) * a.inverse;
     m2 = ii_row_sum(m2, a.lanes, sums) * a.inverse;
 #pragma unroll(N > 0 ? N : 1)
@@ -250,7 +269,17 @@ __global__ void __launch_bounds__(ii_row_block<R>::most, 1)
       }
 #pragma unroll
       for (int j = 0; j < V; j++) g[n][j] = rstd * (g[n][j] - m1 - h[n][j] * m2);
-      ii_put_or_add(a.gx + row + c, g[n], a.acc_gx);
+      if (END == AFTER && a.gsum) {
+        ii_get(a.gsum + row + c, h[n]);
+#pragma unroll
+        for (int j = 0; j < V; j++) g[n][j] += h[n][j];
+      }
+      if (END == AFTER && a.gf) {
+#pragma unroll
+        for (int j = 0; j < V; j++) h[n][j] = k * g[n][j];
+        ii_put_or_add(a.gf + row + c, h[n], a.acc_gf);
+      }
+      if (END != AFTER || a.gx) ii_put_or_add(a.gx + row + c, g[n], a.acc_gx);
     }
   }
   if (N == 0 || !a.partial) return;
@@ -285,8 +314,11 @@ backward_args<X, Y, R> backward_args_of(const ii_layer_norm_args *a, int lanes, 
           (const R *)a->rstd,
           (const R *)a->scale,
           (const R *)a->keep,
+          (const X *)a->gsum,
           (X *)a->gx,
+          (Y *)a->gf,
           a->acc_gx,
+          a->acc_gf,
           partial,
           (R)(1.0 / (double)a->C),
           a->rows,
@@ -342,7 +374,7 @@ template <typename R> R *room_for_sums(ii_kctx *k, const ii_layer_norm_args *a) 
 template <typename X, typename Y, end_kind END>
 int backward_long(ii_kctx *k, const ii_layer_norm_args *a) {
   typedef ii_real_of<X> R;
-  if (a->gx && a->rows > 0) {
+  if ((a->gx || a->gf) && a->rows > 0) {
     const ii_rows s = ii_rows_for<R, 1, 0>(k, a->rows, a->C);
     const backward_args<X, Y, R> b = backward_args_of<X, Y, R>(a, s.lanes, NULL);
     II_LAUNCH(k, (layer_norm_rows_bwd<X, Y, R, 1, 0, END>), s.blocks, s.threads, 0, b);
@@ -375,7 +407,8 @@ int backward(ii_kctx *k, const ii_layer_norm_args *a) {
   if (!ii_rows_held<R, V>(a->C) || !ii_flat_aligned<V>((const X *)a->x) ||
       !ii_flat_aligned<V>((const Y *)a->gy) || !ii_flat_aligned<V>((const R *)a->gamma) ||
       !ii_flat_aligned<V>((const R *)a->beta) || !ii_flat_aligned<V>((const R *)a->scale) ||
-      !ii_flat_aligned<V>((X *)a->gx))
+      !ii_flat_aligned<V>((X *)a->gx) || !ii_flat_aligned<V>((Y *)a->gf) ||
+      !ii_flat_aligned<V>((const X *)a->gsum))
     return backward_long<X, Y, END>(k, a);
   ii_rows s = ii_rows_for<R, V, N>(k, a->rows, a->C);
   const bool sums = sums_wanted(a);
@@ -391,7 +424,7 @@ int backward(ii_kctx *k, const ii_layer_norm_args *a) {
     if (END == BRANCH && !(both = room_for_sums<R>(k, a))) return 1;
   }
   const backward_args<X, Y, R> b = backward_args_of<X, Y, R>(a, s.lanes, partial);
-  if (s.blocks > 0 && (sums || a->gx))
+  if (s.blocks > 0 && (sums || a->gx || a->gf))
     II_LAUNCH(k, (layer_norm_rows_bwd<X, Y, R, V, N, END>), s.blocks, s.threads, shared, b);
   if (!sums) return 0;
   const ii_column_out<R> out = parameters_of<R, END>(a, both);
@@ -399,10 +432,13 @@ int backward(ii_kctx *k, const ii_layer_norm_args *a) {
   return END == BRANCH ? combine<R>(k, a, both) : 0;
 }
 
-/* Runs the statements with END standing for what is behind the norm of a. */
+/* Runs the statements with END standing for what the norm of a is fused with. */
 #define WITH_END(a, END, ...)                                                                      \
-  if ((a)->residual) {                                                                             \
+  if ((a)->place == II_NORM_ENDS_BRANCH) {                                                         \
     constexpr end_kind END = BRANCH;                                                               \
+    __VA_ARGS__;                                                                                   \
+  } else if ((a)->place == II_NORM_AFTER_BRANCH) {                                                 \
+    constexpr end_kind END = AFTER;                                                                \
     __VA_ARGS__;                                                                                   \
   } else if ((a)->act == II_ACT_GELU) {                                                            \
     constexpr end_kind END = GELU;                                                                 \
@@ -415,7 +451,7 @@ int backward(ii_kctx *k, const ii_layer_norm_args *a) {
 /* Rows are counted in 32 bits where the image of a row is asked for. */
 int check(ii_kctx *k, const ii_layer_norm_args *a) {
   if (!ii_row_length_ok(k, "layer norm", a->C)) return 1;
-  if (a->residual && a->rows > UINT32_MAX)
+  if (a->keep && a->rows > UINT32_MAX)
     return ii_cuda_error(k, "layer norm: %lld rows, at most %lld in a residual branch",
                          (long long)a->rows, (long long)UINT32_MAX);
   return 0;
