@@ -31,8 +31,10 @@ uint64_t ii_emu_warp(int kind, unsigned mask, uint64_t value, int arg, const cha
 int ii_emu_lane(void);
 /* Ends the process with a report. */
 [[noreturn]] void ii_emu_trap(const char *file, int line);
-/* Reports a misaligned address; tells the race checker. */
-void ii_emu_atomic_access(const void *p, size_t bytes, const char *file, int line);
+/* Reports a misaligned address; tells the race checker and the memory profile. function, type: as in
+ * CUDA; pc: an address in the kernel that belongs to this call. */
+void ii_emu_atomic_access(const void *p, size_t bytes, const char *function, const char *type,
+                          const void *pc, const char *file, int line);
 /* Dynamic shared memory of the running block: 16-byte aligned, of exactly the launch's size. */
 void *ii_emu_dynamic_shared(void);
 
