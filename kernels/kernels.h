@@ -131,15 +131,18 @@ typedef struct {
 } ii_batch_norm_args;
 
 /* Element-wise functions y = f(x) on n elements: GELU x*Phi(x) (erf form), ReLU, SiLU x*sigmoid(x),
- * sigmoid. bwd reads x (gelu, silu) or y (relu, sigmoid), and gy: gx = f'(x) gy; ReLU'(0) = 0. */
+ * sigmoid. bwd reads x (gelu, silu) or y (relu, sigmoid), and gy: gx = f'(x) gy; ReLU'(0) = 0.
+ * gx may be gy itself when their types are the same and acc_gx is false.
+ * gelu_bwd alone: gb[C], of type real, are the column sums of gx as a matrix [n/C,C], before it is
+ * rounded to its type: the gradient of a bias that was added to x. The others ignore it. */
 typedef struct {
   ii_dtype real, x_dtype, y_dtype;
-  int64_t n;
+  int64_t n, C;
   const void *x;
   void *y;
   const void *gy;
-  void *gx;
-  bool acc_gx;
+  void *gx, *gb;
+  bool acc_gx, acc_gb;
 } ii_eltwise_args;
 
 /* y[rows,n] = softmax over the last dimension (max subtracted). bwd reads y, gy. */
@@ -415,10 +418,11 @@ static inline bool ii_erase_inside(const ii_erase_args *a, const ii_erase_rect *
 
 /* ---- Not differentiated: used by gradient bookkeeping and by the optimizer. ---- */
 
-/* y[i] = value, n elements of y_dtype. */
+/* y[r*y_stride + i] = value for r < rows, i < n, of y_dtype: columns of a matrix; with one row,
+ * n elements. */
 typedef struct {
   ii_dtype real, y_dtype;
-  int64_t n;
+  int64_t rows, n, y_stride;
   double value;
   void *y;
 } ii_fill_args;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #define USED ((void *)a) /* "this pointer is used"; the self-test puts a buffer in its place */
+#define OTHER ((void *)((char *)a + 1)) /* the same, of a buffer that need not be another's */
 
 typedef struct {
   bool odd; /* variant 1 */
@@ -50,8 +51,17 @@ static void batch_norm(ii_batch_norm_args *a, form f) {
 
 static void eltwise(ii_eltwise_args *a, form f) {
   *a = (ii_eltwise_args){.real = f.real, .x_dtype = f.t, .y_dtype = f.t, .n = f.odd ? 1025 : 1024};
+  a->C = f.odd ? 41 : 64;
   a->x = a->gy = USED;
-  a->y = a->gx = USED;
+  a->y = USED;
+  a->gx = OTHER;
+}
+
+/* Variant 1 in place. */
+static void gelu(ii_eltwise_args *a, form f) {
+  eltwise(a, f);
+  a->gb = USED;
+  if (f.odd) a->gx = USED;
 }
 
 static void softmax(ii_softmax_args *a, form f) {
@@ -61,18 +71,19 @@ static void softmax(ii_softmax_args *a, form f) {
   a->y = a->gx = USED;
 }
 
-/* Variant 0: DCNv3 with softmax; variant 1: DCNv4's packed offsets, strides and no centre. */
+/* Variant 0: DCNv3 with softmax, values in wider rows; variant 1: DCNv4 with all in one matrix, and
+ * no centre. */
 static void dcn(ii_dcn_args *a, form f) {
   *a = (ii_dcn_args){.real = f.real, .x_dtype = f.t, .om_dtype = f.t, .N = 2, .H = 8, .W = 7};
   a->kh = a->kw = 3, a->dil_h = a->dil_w = 1, a->pad_h = a->pad_w = 1, a->offset_scale = 1;
-  a->stride_h = a->stride_w = f.odd ? 2 : 1, a->remove_center = f.odd, a->softmax = !f.odd;
-  a->G = f.odd ? 3 : 4, a->x_row = a->C = a->G * (f.odd ? 5 : 16);
-  a->Ho = (a->H - 1) / a->stride_h + 1, a->Wo = (a->W - 1) / a->stride_w + 1;
+  a->stride_h = a->stride_w = 1, a->remove_center = f.odd, a->softmax = !f.odd;
+  a->G = f.odd ? 3 : 4, a->C = a->G * (f.odd ? 5 : 16);
+  a->Ho = a->H, a->Wo = a->W;
   const int taps = ii_dcn_taps(a->kh, a->kw, a->remove_center);
   a->offset_group = f.odd ? 3 * taps : 2 * taps;
   a->mask_group = f.odd ? 3 * taps : taps;
-  a->offset_row = f.odd ? (a->offset_group * a->G + 7) / 8 * 8 : a->offset_group * a->G;
-  a->mask_row = f.odd ? a->offset_row : a->mask_group * a->G;
+  a->offset_row = a->mask_row = (f.odd ? a->C : 0) + (3 * taps * a->G + 7) / 8 * 8;
+  a->x_row = f.odd ? a->offset_row : a->C + 8;
   a->x = a->offset = a->mask = a->gy = USED;
   a->y = a->gx = a->goffset = a->gmask = USED;
 }
@@ -161,7 +172,8 @@ static void copy2d(ii_copy2d_args *a, form f) {
 }
 
 static void fill(ii_fill_args *a, form f) {
-  *a = (ii_fill_args){.real = f.real, .y_dtype = f.t, .n = f.odd ? 1025 : 1024, .value = 0.75};
+  *a = (ii_fill_args){.real = f.real, .y_dtype = f.t, .rows = f.odd ? 9 : 1, .value = 0.75};
+  a->n = f.odd ? 5 : 1025, a->y_stride = f.odd ? 13 : 0;
   a->y = USED;
 }
 
@@ -222,7 +234,7 @@ int ii_selftest_problem(int kernel, int variant, ii_dtype t, ii_any_args *a) {
     PAIR(dwconv2d, dwconv2d)
     PAIR(layer_norm, layer_norm)
     PAIR(batch_norm, batch_norm)
-    PAIR(gelu, eltwise)
+    PAIR(gelu, gelu)
     PAIR(relu, eltwise)
     PAIR(silu, eltwise)
     PAIR(sigmoid, eltwise)

@@ -26,6 +26,21 @@ ii_linear_layer ii_linear_build(const ii_builder *b, int64_t in, int64_t out, bo
   return l;
 }
 
+ii_linear_layer ii_linear_build_joint(const ii_builder *b, int64_t in, const ii_linear_part *part,
+                                      int parts) {
+  int64_t shape[2] = {0, in};
+  for (int i = 0; i < parts; i++) shape[0] += part[i].out;
+  shape[0] = (shape[0] + 7) / 8 * 8;
+  ii_linear_layer l = {.weight = ii_params_join(b->params, 2, shape),
+                       .bias = ii_params_join(b->params, 1, shape)};
+  for (int i = 0; i < parts; i++) {
+    ii_builder sub = ii_builder_sub(b, "%s", part[i].name);
+    ii_build_rows(&sub, "weight", part[i].init, l.weight, part[i].first, part[i].out);
+    ii_build_rows(&sub, "bias", constant(0), l.bias, part[i].first, part[i].out);
+  }
+  return l;
+}
+
 ii_tensor *ii_linear_forward(ii_ctx *c, const ii_linear_layer *l, ii_tensor *x) {
   return ii_linear(c, x, l->weight, l->bias);
 }
@@ -89,7 +104,7 @@ ii_mlp_layer ii_mlp_build(const ii_builder *b, int64_t channels, int64_t hidden,
 }
 
 ii_tensor *ii_mlp_forward(ii_ctx *c, const ii_mlp_layer *l, ii_tensor *x) {
-  return ii_linear_forward(c, &l->fc2, ii_gelu(c, ii_linear_forward(c, &l->fc1, x)));
+  return ii_linear_forward(c, &l->fc2, ii_linear_gelu(c, x, l->fc1.weight, l->fc1.bias));
 }
 
 ii_tensor *ii_drop_path(ii_ctx *c, int64_t N, double rate) {

@@ -13,8 +13,8 @@ static bool has_gradient(const ii_optimizer *o, int64_t i) {
   return o->slot[i].group.trainable && o->params->at[i].value->grad_valid;
 }
 
-/* Brings the device's table up to date. It changes when a gradient comes where none came before,
- * or when weights have been exchanged with their average: not from step to step. */
+/* Brings the device's table up to date. It changes when a gradient comes where none came before:
+ * not from step to step. */
 static void write_table(ii_optimizer *o) {
   const int64_t n = o->params->count;
   const size_t bytes = (size_t)n * sizeof(ii_update_tensor);
