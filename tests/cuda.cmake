@@ -9,7 +9,7 @@ function(ii_cuda_test name)
     ENVIRONMENT "${CUDA_TEST_SETTINGS}")
 endfunction()
 
-foreach(name test_ops test_ops_dcn test_ops_special test_ops_update)
+foreach(name test_ops test_ops_dcn test_ops_special test_ops_update test_joint)
   ii_cuda_test(${name}_cuda ${name})
 endforeach()
 ii_cuda_test(golden_check_cuda golden_check --device cuda ${GOLDEN_FILES})
