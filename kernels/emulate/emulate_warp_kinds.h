@@ -35,7 +35,7 @@ int ii_emu_lane(void);
  * CUDA; pc: an address in the kernel that belongs to this call. */
 void ii_emu_atomic_access(const void *p, size_t bytes, const char *function, const char *type,
                           const void *pc, const char *file, int line);
-/* Dynamic shared memory of the running block: 16-byte aligned, of exactly the launch's size. */
+/* Dynamic shared memory of the running block: 32-byte aligned, of exactly the launch's size. */
 void *ii_emu_dynamic_shared(void);
 
 #endif

@@ -376,7 +376,7 @@ void run_kernel(const launch &l) {
   fiber_of_host(&host);
   /* The heap puts guarded bytes around it under AddressSanitizer. */
   void *dynamic = NULL;
-  if (l.shared_bytes && posix_memalign(&dynamic, 16, l.shared_bytes)) abort();
+  if (l.shared_bytes && posix_memalign(&dynamic, 32, l.shared_bytes)) abort();
   running.dynamic_shared = (char *)dynamic;
   const uint64_t blocks = (uint64_t)l.grid.x * l.grid.y * l.grid.z;
   /* Random order: a walk by a step that has no factor in common with the number of blocks. */
