@@ -622,23 +622,9 @@ static void run_op(ii_ctx *c, ii_op op, machine *m, const options *o) {
 /* ---- the limits of the machine ---- */
 
 static void measure_copy_limit(machine *m) {
-  ii_kctx *k = m->on.k;
-  const bool gpu = k->device == II_CUDA;
-  const size_t bytes = (size_t)(gpu ? 512 : 128) << 20; /* far above any cache */
-  void *a, *b;
-  measure_must(k, ii_device_alloc(k, bytes, &a) || ii_device_alloc(k, bytes, &b));
-  measure_must(k, ii_device_zero(k, a, bytes) || ii_device_zero(k, b, bytes));
-  double t[7];
-  for (int i = 0; i < 7; i++) {
-    measure_start(&m->on);
-    measure_device_copy(&m->on, i % 2 ? a : b, i % 2 ? b : a, bytes);
-    t[i] = measure_stop(&m->on);
-  }
-  ii_device_free(k, a, bytes);
-  ii_device_free(k, b, bytes);
-  m->copy_gb_s = 2.0 * (double)bytes * 1e-9 / measure_summarise(t, 7).median;
+  m->copy_gb_s = measure_copy_rate(&m->on);
   printf("{\"limit\": \"copy\", \"device\": \"%s\", \"threads\": %d, \"GB_s\": %.2f}\n", m->on.name,
-         k->threads, m->copy_gb_s);
+         m->on.k->threads, m->copy_gb_s);
   fflush(stdout);
 }
 
@@ -750,7 +736,7 @@ static void run_dtype(const options *o, ii_dtype type, machine *m) {
   ii_ctx *c = ii_ctx_open(&co, &err);
   if (!c) fail(err.text);
   m->on = measure_device_open(&c->k, o->index, o->flush_mib);
-  const bool emulated = strstr(m->on.name, "emulated"); /* the limits would take hours */
+  const bool emulated = measure_emulated(&m->on); /* the limits would take hours */
   if (m->copy_gb_s <= 0 && !emulated) measure_copy_limit(m);
   if (!emulated) measure_gemm_limit(m, c);
   for (int i = 0; i < II_OP_COUNT; i++)

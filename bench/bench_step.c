@@ -3,13 +3,19 @@
  *
  *   bench_step [--config internimage_t_1k] [--set key=value] [--batch 8] [--size 224]
  *              [--device cpu|cuda[:N]] [--amp none|bf16|fp16] [--steps 4] [--threads N] [--profile]
+ *              [--forward]
  *
  * One JSON object on one line: seconds per step (median, spread, parts), images per second, losses,
  * memory by class at the peak, and the GFLOP/s of the matrix kernels; --profile adds calls and
  * milliseconds per step of every kernel, largest first. The first step is not counted (the pool and
  * oneDNN's kernels are built in it); its seconds are given apart. On a GPU the host waits at the
  * end of each counted step alone; the parts, and the kernels' times, come from as many further
- * steps that wait after each part or kernel. */
+ * steps that wait after each part or kernel.
+ *
+ * --forward: only the forward pass, in evaluation mode and with its result on the host at the end
+ * of each step, which with --batch 1 is the latency of an image; the images are on the device
+ * before.
+ */
 #include <sys/resource.h>
 #include "autograd/tape.h"
 #include "bench/measure_device.h"
@@ -23,7 +29,7 @@ typedef struct {
   const char *config_name;
   ii_device device;
   int index, steps;
-  bool profile;
+  bool profile, forward;
 } options;
 
 typedef struct {
@@ -73,8 +79,8 @@ static void parse(options *o, int argc, char **argv) {
   for (int i = 1; i < argc; i++) {
     const char *value = i + 1 < argc ? argv[i + 1] : NULL;
     bool known = false;
-    if (!strcmp(argv[i], "--profile")) {
-      o->profile = true;
+    if (!strcmp(argv[i], "--profile") || !strcmp(argv[i], "--forward")) {
+      *(argv[i][2] == 'p' ? &o->profile : &o->forward) = true;
       continue;
     }
     if (!value) fail("an option is unknown or lacks its value; see the head of bench_step.c");
@@ -169,6 +175,32 @@ static step_times one_step(bench *b, const options *o, int64_t iteration) {
   return t;
 }
 
+/* The forward pass alone; `loss` is the first logit. */
+static step_times one_forward(bench *b, const options *o) {
+  ii_ctx *c = b->ctx;
+  const int64_t N = o->cfg.data.batch_size, S = o->cfg.data.img_size;
+  step_times t = {0};
+  double *logits = measure_buffer((size_t)(N * o->cfg.model.num_classes) * sizeof *logits);
+  b->ran++;
+  c->training = c->recording = false;
+  ii_scope s = ii_scope_begin(c);
+  ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){N, S, S, 3}, b->images);
+  measure_must(&c->k, ii_device_sync(&c->k));
+  const double start = measure_now();
+  ii_tensor *y = ii_model_forward(b->model, x, NULL, NULL);
+  ii_tensor_read_f64(c, y, logits);
+  t.total = t.forward = measure_now() - start;
+  if (!ii_ok(c)) fail(c->err.text);
+  ii_scope_end(c, s, NULL, 0);
+  t.loss = logits[0];
+  free(logits);
+  return t;
+}
+
+static step_times one(bench *b, const options *o) {
+  return o->forward ? one_forward(b, o) : one_step(b, o, b->ran);
+}
+
 /* Order statistics of one member of the counted steps. */
 static measure_spread over_steps(const step_times *s, int steps, size_t member) {
   double t[MAX_STEPS];
@@ -227,14 +259,15 @@ static void report(const bench *b, const options *o) {
   double mean = 0;
   for (int i = 0; i < n; i++) mean += b->parts[i].total / n;
   /* two operations for a multiply-add, three passes: forward and the gradients of both factors */
-  double flop = 6.0 * (double)c->macs / b->ran, matrix = matrix_seconds(&b->profile, n);
-  printf(
-      "{\"name\": \"step %s %lldx%lld %s\", \"config\": \"%s\", \"batch\": %lld, \"size\": %lld, "
-      "\"dtype\": \"%s\", \"device\": \"%s\", \"threads\": %d, \"steps\": %d",
-      o->config_name, N, S, type, o->config_name, N, S, type, b->device, c->k.threads, n);
-  printf(", \"step_s\": %.4f, \"step_min_s\": %.4f, \"step_p90_s\": %.4f, \"first_step_s\": %.4f",
+  double flop = (o->forward ? 2.0 : 6.0) * (double)c->macs / b->ran,
+         matrix = matrix_seconds(&b->profile, n);
+  printf("{\"name\": \"%s %s %lldx%lld %s\", \"config\": \"%s\", \"batch\": %lld, \"size\": %lld, "
+         "\"dtype\": \"%s\", \"device\": \"%s\", \"threads\": %d, \"steps\": %d",
+         o->forward ? "forward" : "step", o->config_name, N, S, type, o->config_name, N, S, type,
+         b->device, c->k.threads, n);
+  printf(", \"step_s\": %.6f, \"step_min_s\": %.6f, \"step_p90_s\": %.6f, \"first_step_s\": %.4f",
          total.median, total.min, total.p90, b->warm.total);
-  printf(", \"forward_s\": %.4f, \"backward_s\": %.4f, \"update_s\": %.4f, \"images_per_s\": %.3f",
+  printf(", \"forward_s\": %.6f, \"backward_s\": %.6f, \"update_s\": %.6f, \"images_per_s\": %.3f",
          over_steps(b->parts, n, offsetof(step_times, forward)).median,
          over_steps(b->parts, n, offsetof(step_times, backward)).median,
          over_steps(b->parts, n, offsetof(step_times, update)).median, (double)N / total.median);
@@ -251,13 +284,13 @@ static void report(const bench *b, const options *o) {
  */
 static void run(bench *b, const options *o) {
   const bool gpu = o->device == II_CUDA;
-  b->warm = one_step(b, o, b->ran);
-  if (gpu) one_step(b, o, b->ran); /* libraries choose algorithms at the first, memory settles */
+  b->warm = one(b, o);
+  if (gpu) one(b, o); /* libraries choose algorithms at the first, memory settles */
   b->ctx->profile = gpu ? NULL : &b->profile;
-  for (int i = 0; i < o->steps; i++) b->at[i] = one_step(b, o, b->ran);
+  for (int i = 0; i < o->steps; i++) b->at[i] = one(b, o);
   b->ctx->profile = &b->profile;
   b->wait = true;
-  for (int i = 0; i < o->steps; i++) b->parts[i] = gpu ? one_step(b, o, b->ran) : b->at[i];
+  for (int i = 0; i < o->steps; i++) b->parts[i] = gpu ? one(b, o) : b->at[i];
 }
 
 int main(int argc, char **argv) {
