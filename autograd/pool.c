@@ -252,6 +252,21 @@ void ii_block_release(ii_block *b) {
   }
 }
 
+static uint64_t mix_in(uint64_t hash, uint64_t v) {
+  hash = (hash ^ v) * 0x9E3779B97F4A7C15u;
+  return hash ^ hash >> 29;
+}
+
+uint64_t ii_pool_layout(const ii_pool *p) {
+  uint64_t hash = 1;
+  for (const ii_chunk *c = p->chunks; c; c = c->next) {
+    hash = mix_in(mix_in(hash, (uintptr_t)c->memory), c->size);
+    for (const ii_block *b = c->first; b; b = b->next)
+      if (b->refs) hash = mix_in(mix_in(hash, (uintptr_t)b->data), b->size);
+  }
+  return hash;
+}
+
 void ii_pool_reset_peak(ii_pool *p) {
   p->peak = p->live;
   memcpy(p->peak_by_class, p->live_by_class, sizeof p->peak_by_class);

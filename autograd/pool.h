@@ -67,6 +67,10 @@ void ii_block_retain(ii_block *b);
 /* Drops one reference; the last one returns the block to the pool. */
 void ii_block_release(ii_block *b);
 
+/* A number that stays the same as long as the blocks in use lie where they lay, and no chunk has
+ * come or gone: then the same requests get the same memory, and what is free was free. */
+uint64_t ii_pool_layout(const ii_pool *p);
+
 /* Forgets the peak seen so far: it restarts at what is live now. */
 void ii_pool_reset_peak(ii_pool *p);
 

@@ -317,17 +317,21 @@ static void cross_entropy(list *l, ii_ce_args *a, bool bwd) {
   GRAD(gx, a->x_dtype, a->N * a->C);
 }
 
-/* The rectangles of erase are host memory on every engine and no buffer. */
+/* Structs are buffers of numbers of their alignment. */
 static void mix(list *l, int kernel, void *args) {
   if (kernel == II_K_mix_batch) {
     ii_mix_batch_args *a = args;
+    IN(mix, II_F64, (int64_t)(sizeof(ii_mixture) / sizeof(double)));
     STATE(x, a->real, a->N * a->H * a->W * a->C);
   } else if (kernel == II_K_mix_targets) {
     ii_mix_targets_args *a = args;
+    IN(mix, II_F64, (int64_t)(sizeof(ii_mixture) / sizeof(double)));
     IN(labels, II_I32, a->N);
     OUT(targets, a->real, a->N * a->C);
   } else {
     ii_erase_args *a = args;
+    IN(count, II_I32, 1);
+    IN(rects, II_I32, a->most * (int64_t)(sizeof(ii_erase_rect) / sizeof(int32_t)));
     STATE(x, a->real, a->N * a->H * a->W * a->C);
   }
 }

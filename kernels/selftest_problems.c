@@ -179,7 +179,7 @@ static void fill(ii_fill_args *a, form f) {
 
 static void keep(ii_keep_args *a, form f) {
   *a = (ii_keep_args){.real = f.real, .n = f.odd ? 33 : 128, .rate = 0.25};
-  a->stream = (ii_philox_stream){{0x1234567u, 89u}, {5u, 7u}};
+  a->seed = 0x1234567, a->purpose = 2, a->step = 89, a->draw = 5;
   a->y = USED;
 }
 
@@ -189,14 +189,17 @@ static void shift(ii_shift_args *a, form f) {
 }
 
 static void mix_batch(ii_mix_batch_args *a, form f) {
-  *a = (ii_mix_batch_args){.real = f.real, .N = 4, .H = 6, .W = 5, .C = f.odd ? 3 : 4, .lam = 0.3};
-  a->cutmix = f.odd, a->y0 = 1, a->y1 = 4, a->x0 = 2, a->x1 = 5;
+  static const ii_mixture mix[] = {{0.3, 0.7, 0.3f, 0.7f, II_MIX_BLEND, 0, 0, 0, 0},
+                                   {0.3, 0.7, 0.3f, 0.7f, II_MIX_BOX, 1, 4, 2, 5}};
+  *a = (ii_mix_batch_args){.real = f.real, .N = 4, .H = 6, .W = 5, .C = f.odd ? 3 : 4};
+  a->mix = &mix[f.odd];
   a->x = USED;
 }
 
 static void mix_targets(ii_mix_targets_args *a, form f) {
-  *a = (ii_mix_targets_args){.real = f.real, .N = f.odd ? 5 : 8, .C = f.odd ? 7 : 16, .lam = 0.3};
-  a->smoothing = 0.1;
+  static const ii_mixture mix = {0.3, 0.7, 0.3f, 0.7f, II_MIX_BLEND, 0, 0, 0, 0};
+  *a = (ii_mix_targets_args){.real = f.real, .N = f.odd ? 5 : 8, .C = f.odd ? 7 : 16};
+  a->smoothing = 0.1, a->mix = &mix;
   a->labels = (const int32_t *)USED;
   a->targets = USED;
 }
@@ -205,8 +208,9 @@ static void erase(ii_erase_args *a, form f) {
   static const ii_erase_rect rects[] = {{0, 1, 2, 5, 4, 1, {{0x1234567u, 89u}, {5u, 7u}}},
                                         {2, 0, 0, 3, 9, 2, {{0x1234567u, 89u}, {6u, 7u}}},
                                         {2, 2, 3, 2, 2, 3, {{0x1234567u, 89u}, {6u, 7u}}}};
+  static const int32_t count = 3;
   *a = (ii_erase_args){.real = f.real, .N = 3, .H = 7, .W = 9, .C = f.odd ? 3 : 4};
-  a->mode = f.odd ? II_ERASE_RAND : II_ERASE_PIXEL, a->count = 3, a->rects = rects;
+  a->mode = f.odd ? II_ERASE_RAND : II_ERASE_PIXEL, a->most = 3, a->count = &count, a->rects = rects;
   a->x = USED;
 }
 

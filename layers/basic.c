@@ -110,10 +110,14 @@ ii_tensor *ii_mlp_forward(ii_ctx *c, const ii_mlp_layer *l, ii_tensor *x) {
 ii_tensor *ii_drop_path(ii_ctx *c, int64_t N, double rate) {
   if (rate <= 0 || !c->training) return NULL;
   ii_tensor *keep = ii_tensor_new(c, c->real, 1, &N);
-  const ii_rng r = ii_rng_make(c->seed, II_RNG_DROP_PATH, c->step, c->draw++);
-  ii_run_keep(
-      c,
-      &(ii_keep_args){
-          .real = c->real, .n = N, .rate = rate, .stream = ii_rng_stream(&r), .y = ii_data(keep)});
+  ii_run_keep(c, &(ii_keep_args){.real = c->real,
+                                 .n = N,
+                                 .rate = rate,
+                                 .seed = c->seed,
+                                 .step = c->step,
+                                 .step_at = c->step_at,
+                                 .draw = c->draw++,
+                                 .purpose = II_RNG_DROP_PATH,
+                                 .y = ii_data(keep)});
   return keep;
 }
