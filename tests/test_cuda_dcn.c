@@ -15,9 +15,11 @@
 #include <string.h>
 #include <cmocka.h>
 #include "autograd/rng.h"
+#include "kernels/cuda/dcn_fwd.h"
 #include "kernels/device.h"
 
-enum { SEED = 77, V3 = 3, V4 = 4 };
+/* V3_JOINT: v3's offsets and modulations as columns of one matrix. */
+enum { SEED = 77, V3 = 3, V4 = 4, V3_JOINT = 33 };
 enum { Y, GX, GOFFSET, GMASK, RESULTS }; /* what is computed */
 static const char *const result_name[] = {"y", "gx", "goffset", "gmask"};
 
@@ -29,20 +31,25 @@ typedef struct {
   bool remove_center, softmax;
   double scale;
   double step; /* offsets are odd multiples of it, |offset| < 64 step */
+  int64_t row; /* of the one matrix of V4 and V3_JOINT, 0: whole 16 bytes and some more */
 } layout;
 
 #define K3 3, 3, 1, 1, 1, false /* the common window */
 
-/* A layout with its numbers. Offsets and modulations of v4 lie in one array, in[1]. */
+/* A layout with its numbers. When offsets and modulations lie in one array, that is in[1]. */
 typedef struct {
   layout l;
   int64_t K, Ho, Wo, C, rows, row; /* row: of offsets (v3), of both (v4) */
   int64_t n_x, n_y, n_off, n_mask;
-  double *x, *off, *mask, *gy; /* mask: into off for v4 */
-  int64_t off_group, mask_row, mask_group;
+  double *x, *off, *mask, *gy; /* mask: off + behind for one array */
+  int64_t off_group, mask_row, mask_group, behind;
 } problem;
 
-/* Results in double; v4: goffset has everything and gmask is NULL. */
+static bool packed(const problem *p) {
+  return p->l.version != V3;
+}
+
+/* Results in double; with one array goffset has everything and gmask is NULL. */
 typedef struct {
   double *v[RESULTS];
 } results;
@@ -71,20 +78,21 @@ static problem make(const layout *l) {
   p.rows = l->N * p.Ho * p.Wo;
   p.n_x = l->N * l->H * l->W * p.C;
   p.n_y = p.rows * p.C;
-  const bool packed = l->version == V4;
-  p.row = packed ? (3 * p.K * l->G + 7) / 8 * 8 + 8 : 2 * p.K * l->G;
-  p.off_group = (packed ? 3 : 2) * p.K;
-  p.mask_row = packed ? p.row : p.K * l->G;
-  p.mask_group = packed ? 3 * p.K : p.K;
+  const bool one = packed(&p), by_group = l->version == V4;
+  p.row = !one ? 2 * p.K * l->G : l->row ? l->row : (3 * p.K * l->G + 7) / 8 * 8 + 8;
+  p.off_group = (by_group ? 3 : 2) * p.K;
+  p.mask_row = one ? p.row : p.K * l->G;
+  p.mask_group = by_group ? 3 * p.K : p.K;
+  p.behind = by_group ? 2 * p.K : 2 * p.K * l->G;
   p.n_off = p.rows * p.row;
-  p.n_mask = packed ? 0 : p.rows * p.mask_row;
+  p.n_mask = one ? 0 : p.rows * p.mask_row;
   p.x = numbers(p.n_x);
   p.gy = numbers(p.n_y);
   p.off = numbers(p.n_off);
-  p.mask = packed ? p.off + 2 * p.K : numbers(p.n_mask);
+  p.mask = one ? p.off + p.behind : numbers(p.n_mask);
   draw(&r, p.n_x, p.x);
   draw(&r, p.n_y, p.gy);
-  if (packed)
+  if (one)
     draw(&r, p.n_off, p.off);
   else
     draw(&r, p.n_mask, p.mask);
@@ -99,7 +107,7 @@ static void unmake(problem *p) {
   free(p->x);
   free(p->gy);
   free(p->off);
-  if (p->l.version == V3) free(p->mask);
+  if (!packed(p)) free(p->mask);
 }
 
 static void results_free(results *r) {
@@ -177,6 +185,7 @@ typedef struct {
   int skew;        /* misalignment of x, y, gy and gradients, in elements */
   bool accumulate; /* gradients are added to 1 (else they replace NaN) */
   unsigned want;   /* bits 1 << GX ... of the gradients; 0: forward only */
+  int64_t gap;     /* elements between the pixels of x, which nothing may depend on */
 } mode;
 
 enum { ALL = 1 << GX | 1 << GOFFSET | 1 << GMASK };
@@ -204,7 +213,7 @@ static ii_dcn_args arguments(const problem *p, const mode *m) {
                        .remove_center = l->remove_center,
                        .softmax = l->softmax,
                        .offset_scale = l->scale,
-                       .x_row = p->C,
+                       .x_row = p->C + m->gap,
                        .offset_row = p->row,
                        .offset_group = p->off_group,
                        .mask_row = p->mask_row,
@@ -214,34 +223,44 @@ static ii_dcn_args arguments(const problem *p, const mode *m) {
                        .acc_gmask = m->accumulate};
 }
 
-/* Runs both kernels on an engine. */
+/* x as the engine gets it: NaN in the gaps. */
+static buffer spread_x(const problem *p, const mode *m) {
+  const int64_t pixels = p->n_x / (p->C ? p->C : 1), apart = p->C + m->gap;
+  double *v = numbers(pixels * apart);
+  for (int64_t i = 0; i < pixels * apart; i++)
+    v[i] = i % apart < p->C ? p->x[i / apart * p->C + i % apart] : NAN;
+  buffer b = to_device(m->k, m->type, v, pixels * apart, m->skew);
+  free(v);
+  return b;
+}
+
+/* Runs both kernels on an engine (with gaps: only the forward one). */
 static results run(const problem *p, mode m) {
   ii_kctx *k = m.k;
-  const bool packed = p->l.version == V4, on_gpu = k->device == II_CUDA;
+  const bool one = packed(p), on_gpu = k->device == II_CUDA;
   ii_dcn_args a = arguments(p, &m);
-  buffer in[4] = {to_device(k, m.type, p->x, p->n_x, m.skew),
-                  to_device(k, m.om, p->off, p->n_off, 0),
-                  packed ? (buffer){0} : to_device(k, m.om, p->mask, p->n_mask, 0),
+  buffer in[4] = {spread_x(p, &m), to_device(k, m.om, p->off, p->n_off, 0),
+                  one ? (buffer){0} : to_device(k, m.om, p->mask, p->n_mask, 0),
                   to_device(k, m.type, p->gy, p->n_y, m.skew)};
   buffer out[RESULTS] = {{0}};
   results r = {{0}};
   for (int i = 0; i < RESULTS; i++) {
     int64_t n = result_numel(p, i);
-    if (i > Y && (!(m.want >> i & 1) || (packed && i == GMASK))) continue;
+    if (i > Y && (!(m.want >> i & 1) || (one && i == GMASK))) continue;
     double *fill = numbers(n);
     for (int64_t j = 0; j < n; j++) fill[j] = i > Y && m.accumulate ? 1 : NAN;
     out[i] = to_device(k, i == Y || i == GX ? m.type : m.om, fill, n, m.skew);
     free(fill);
   }
-  const size_t behind = (size_t)(2 * p->K) * ii_dtype_size(m.om);
+  const size_t behind = (size_t)p->behind * ii_dtype_size(m.om);
   a.x = in[0].p;
   a.offset = in[1].p;
-  a.mask = packed ? (char *)in[1].p + behind : in[2].p;
+  a.mask = one ? (char *)in[1].p + behind : in[2].p;
   a.gy = in[3].p;
   a.y = out[Y].p;
   a.gx = out[GX].p;
   a.goffset = out[GOFFSET].p;
-  a.gmask = packed && out[GOFFSET].p ? (char *)out[GOFFSET].p + behind : out[GMASK].p;
+  a.gmask = one && out[GOFFSET].p ? (char *)out[GOFFSET].p + behind : out[GMASK].p;
   ok(k, on_gpu ? ii_cuda_dcn_fwd(k, &a) : ii_cpu_dcn_fwd(k, &a));
   if (m.want) ok(k, on_gpu ? ii_cuda_dcn_bwd(k, &a) : ii_cpu_dcn_bwd(k, &a));
   ok(k, ii_device_sync(k));
@@ -259,7 +278,7 @@ static results reference(const problem *p, bool accumulate) {
 
 /* ---- Error bounds -----------------------------------------------------------------------------*/
 
-/* S and n of the head of this file, for every result. v4: gmask's are with goffset's. */
+/* S and n of the head of this file, for every result; gmask's are with goffset's in one array. */
 typedef struct {
   double *sum[RESULTS], *terms[RESULTS];
 } magnitude;
@@ -276,9 +295,8 @@ static void magnitude_unit(const problem *p, magnitude *q, int64_t row, int64_t 
   const int64_t n = row / (p->Ho * p->Wo), ho = row / p->Wo % p->Ho, wo = row % p->Wo;
   const int64_t at_off = row * p->row + g * p->off_group;
   const int64_t at_mask = row * p->mask_row + g * p->mask_group;
-  const bool packed = l->version == V4;
-  double *gm = packed ? q->sum[GOFFSET] + 2 * p->K : q->sum[GMASK];
-  double *gm_terms = packed ? q->terms[GOFFSET] + 2 * p->K : q->terms[GMASK];
+  double *gm = packed(p) ? q->sum[GOFFSET] + p->behind : q->sum[GMASK];
+  double *gm_terms = packed(p) ? q->terms[GOFFSET] + p->behind : q->terms[GMASK];
   const double *logit = p->mask + at_mask;
   double most = -INFINITY, all = 0, mean = 0;
   for (int64_t k = 0; k < p->K; k++) most = fmax(most, logit[k]);
@@ -391,6 +409,7 @@ static const layout layouts[] = {
     {"19x33, more than one tile", V3, 1, 19, 33, 1, 8, K3, true, 1, 0x1p-4},
     {"nothing left: 1x1 window, centre removed", V3, 1, 3, 3, 2, 4, 1, 1, 1, 0, 1, true, true, 1,
      1},
+    {"6x5, one matrix", V3_JOINT, 2, 6, 5, 3, 16, K3, true, 1, 0x1p-4, 96},
     {"without images", V3, 0, 4, 4, 2, 16, K3, true, 1, 0x1p-4},
 };
 
@@ -461,7 +480,7 @@ static problem image_of(const problem *p, int64_t n) {
   one.x += n * one.n_x;
   one.gy += n * one.n_y;
   one.off += n * one.n_off;
-  one.mask += n * (p->l.version == V4 ? one.n_off : one.n_mask);
+  one.mask += n * (packed(p) ? one.n_off : one.n_mask);
   return one;
 }
 
@@ -585,6 +604,134 @@ static void large_images_in_turns(void **state) {
   unmake(&p);
 }
 
+/* ---- The forward kernel for tiles -------------------------------------------------------------*/
+
+/* Tiles that the image does not fill, several chunks of groups, few and many of them. */
+static const layout tiled[] = {
+    {"2x2", V4, 1, 2, 2, 4, 16, K3, false, 1, 0x1p-4},
+    {"9x13, far", V4, 2, 9, 13, 4, 16, K3, false, 1, 0x1p-2},
+    {"9x13 softmax", V3_JOINT, 2, 9, 13, 4, 16, K3, true, 1, 0x1p-4, 128},
+    {"17x10, 5 groups", V4, 1, 17, 10, 5, 16, K3, false, 2, 0x1p-4},
+    {"3x17, 14 groups", V4, 2, 3, 17, 14, 16, K3, false, 0.5, 0x1p-4},
+    {"7x7, 20 groups", V3_JOINT, 1, 7, 7, 20, 16, K3, true, 1, 0x1p-4, 544},
+    {"7x7, 20 groups, two tensors", V3, 1, 7, 7, 20, 16, K3, true, 1, 0x1p-4},
+    {"many 2x3", V4, 40, 2, 3, 1, 16, K3, false, 1, 0x1p-4},
+    {"9x10, 4 groups of 32", V4, 2, 9, 10, 4, 32, K3, false, 1, 0x1p-4},
+    {"9x10, 4 groups of 32, softmax", V3_JOINT, 2, 9, 10, 4, 32, K3, true, 1, 0x1p-3, 128},
+    {"10x3, 3 groups of 64", V4, 2, 10, 3, 3, 64, K3, false, 1, 0x1p-4},
+    {"3x9, 3 groups of 64, softmax", V3_JOINT, 1, 3, 9, 3, 64, K3, true, 1, 0x1p-4, 96},
+    {"7x9, odd rows", V4, 2, 7, 9, 4, 16, K3, false, 1, 0x1p-4, 109},
+    {"5x9, odd rows", V3_JOINT, 2, 5, 9, 9, 32, K3, true, 1, 0x1p-4, 251},
+    {"5x6, separate odd rows", V3, 2, 5, 6, 3, 32, K3, true, 1, 0x1p-4},
+};
+
+static bool runs_tiled(const problem *p, const mode *m) {
+  ii_dcn_args a = arguments(p, m);
+  const uintptr_t size = ii_dtype_size(m->type);
+  a.x = (void *)(4096 + (uintptr_t)m->skew * size);
+  a.y = (void *)(8192 + (uintptr_t)m->skew * size);
+  a.offset = (void *)(uintptr_t)16384;
+  a.mask = packed(p) ? (char *)(uintptr_t)16384 + (size_t)p->behind * ii_dtype_size(m->om)
+                     : (void *)(uintptr_t)32768;
+  return ii_cuda_dcn_fwd_is_tiled(&a);
+}
+
+/* Against the CPU in double precision, and bit for bit what the other kernel computes, which gets
+ * the calls with misaligned pointers. */
+static void tiles_as_in_double_precision(void **state) {
+  for (int i = 0; i < COUNT(tiled); i++) {
+    problem p = make(&tiled[i]);
+    magnitude q = magnitudes(&p);
+    results want = run(&p, (mode){&cpu, II_F64, II_F64, 0, false, 0, 0});
+    for (int t = 1; t < COUNT(types); t++) {
+      results first = {{0}};
+      for (int j = 0; j < 4; j++) {
+        const mode m = {&gpu, types[t], types[t], j == 3, false, 0, (int64_t[]){0, 8, 3, 0}[j]};
+        if (runs_tiled(&p, &m) != (j < 2))
+          fail_msg("%s (%s, %d): wrong kernel", p.l.name, ii_dtype_name(m.type), j);
+        results got = run(&p, m);
+        compare(&p, &m, &q, &got, &want);
+        if (j) same_bits(got.v[Y], first.v[Y], p.n_y, j < 2 ? "y" : "other y", p.l.name);
+        if (j) results_free(&got);
+        if (!j) first = got;
+      }
+      results_free(&first);
+    }
+    results_free(&want);
+    magnitude_free(&q);
+    unmake(&p);
+  }
+}
+
+/* Corners outside have no term: what is not finite inside, or in the modulations of taps outside,
+ * does not reach those who do not sample it. The other kernel looks at every corner. */
+static void tiles_with_what_is_not_finite(void **state) {
+  static const double bad[] = {INFINITY, NAN, -INFINITY};
+  for (int i = 0; i < COUNT(tiled); i++)
+    for (int t = 1; t < COUNT(types); t++) {
+      problem p = make(&tiled[i]);
+      for (int64_t n = 0; n < p.n_x; n += 3 * p.l.D + 1) p.x[n] = bad[n % 3];
+      if (i % 2) spoil_offsets(&p);
+      for (int64_t n = 0; n < p.rows; n += 5) { /* a tap far outside with any modulation */
+        p.off[n * p.row] = -500;
+        p.mask[n * p.mask_row] = p.l.softmax ? 1 : bad[n / 5 % 3];
+      }
+      const mode m = {&gpu, types[t], types[t], 0, false, 0, 0};
+      const mode other = {&gpu, types[t], types[t], 1, false, 0, 0};
+      results a = run(&p, m), b = run(&p, other);
+      int64_t finite = 0, not_finite = 0;
+      for (int64_t n = 0; n < p.n_y; n++) {
+        const double v = a.v[Y][n], w = b.v[Y][n];
+        if (isnan(v) ? !isnan(w) : v != w)
+          fail_msg("%s: y[%lld] is %g, not %g", p.l.name, (long long)n, v, w);
+        *(isfinite(v) ? &finite : &not_finite) += 1;
+      }
+      assert_true(finite > 0 && not_finite > 0);
+      results_free(&a);
+      results_free(&b);
+      unmake(&p);
+    }
+}
+
+/* The stages of every published model, and the shapes of the papers' tables. */
+static void published_shapes_run_tiled(void **state) {
+  static const int64_t stages[][4] = {
+      /* H, W, C, D */
+      {56, 56, 64, 16},   {28, 28, 128, 16},   {14, 14, 256, 16},   {7, 7, 512, 16},
+      {56, 56, 80, 16},   {28, 28, 160, 16},   {14, 14, 320, 16},   {7, 7, 640, 16},
+      {56, 56, 112, 16},  {28, 28, 224, 16},   {14, 14, 448, 16},   {7, 7, 896, 16},
+      {96, 96, 160, 16},  {48, 48, 320, 16},   {24, 24, 640, 16},   {12, 12, 1280, 16},
+      {96, 96, 192, 16},  {48, 48, 384, 16},   {24, 24, 768, 16},   {12, 12, 1536, 16},
+      {56, 56, 320, 32},  {28, 28, 640, 32},   {14, 14, 1280, 32},  {7, 7, 2560, 32},
+      {56, 56, 128, 32},  {28, 28, 256, 32},   {14, 14, 512, 32},   {7, 7, 1024, 32},
+      {14, 14, 768, 32},  {200, 320, 128, 32}, {100, 160, 256, 32}, {50, 80, 512, 32},
+      {25, 40, 1024, 32}, {64, 64, 768, 32},   {56, 56, 256, 64},   {200, 320, 512, 64}};
+  for (int i = 0; i < COUNT(stages); i++)
+    for (int t = 1; t < COUNT(types); t++)
+      for (int version = 0; version < 2; version++) {
+        const int64_t *s = stages[i], G = s[2] / s[3];
+        const int64_t row = version ? (27 * G + 7) / 8 * 8 : (27 * G + 31) / 32 * 32;
+        const layout l = {"", version ? V4 : V3_JOINT, 64, s[0], s[1], G, s[3], K3, !version, 1, 1,
+                          row};
+        const problem p = {.l = l,
+                           .K = 9,
+                           .Ho = s[0],
+                           .Wo = s[1],
+                           .C = s[2],
+                           .row = row,
+                           .off_group = version ? 27 : 18,
+                           .mask_row = row,
+                           .mask_group = version ? 27 : 9,
+                           .behind = version ? 18 : 18 * G};
+        for (int64_t gap = 0; gap <= row; gap += row) {
+          const mode m = {&gpu, types[t], types[t], 0, false, 0, gap};
+          if (!runs_tiled(&p, &m))
+            fail_msg("%lldx%lldx%lld, groups of %lld (%s) does not", (long long)s[0],
+                     (long long)s[1], (long long)s[2], (long long)s[3], ii_dtype_name(types[t]));
+        }
+      }
+}
+
 static void what_cannot_be_done_is_said(void **state) {
   layout l = layouts[0];
   problem p = make(&l);
@@ -609,6 +756,9 @@ int main(void) {
       cmocka_unit_test(offsets_that_are_no_numbers),
       cmocka_unit_test(nothing_outside_is_read),
       cmocka_unit_test(large_images_in_turns),
+      cmocka_unit_test(tiles_as_in_double_precision),
+      cmocka_unit_test(tiles_with_what_is_not_finite),
+      cmocka_unit_test(published_shapes_run_tiled),
       cmocka_unit_test(what_cannot_be_done_is_said),
   };
   if (ii_cuda_device_count() == 0) {
