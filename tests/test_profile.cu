@@ -197,6 +197,43 @@ __global__ void wide_rows(float4 *y, int step) {
   y[i] = rows[i * step];
 }
 
+/* A product of two matrices of ones, whose rows are `pitch` elements apart. */
+template <int pitch> __global__ void product(float *y) {
+  using namespace nvcuda::wmma;
+  __shared__ __align__(32) ii_f16 ones[16 * pitch];
+  __shared__ __align__(32) float sums[16 * pitch];
+  for (int i = threadIdx.x; i < 16 * pitch; i += 32) ones[i] = ii_down<ii_f16>(1.0f);
+  __syncwarp();
+  fragment<matrix_a, 16, 16, 16, ii_f16, row_major> a;
+  fragment<accumulator, 16, 16, 16, float> c;
+  load_matrix_sync(a, ones, pitch);
+  fragment<matrix_b, 16, 16, 16, ii_f16, row_major> b;
+  load_matrix_sync(b, ones, pitch);
+  fill_fragment(c, 0.0f);
+  mma_sync(c, a, b, c);
+  store_matrix_sync(sums, c, pitch, mem_row_major);
+  __syncwarp();
+  y[threadIdx.x] = sums[0];
+}
+
+void fragments() {
+  const buffer y(4096);
+  LAUNCH((product<16>), 1, 32, y.as<float>());
+  SAME(shared(II_EMU_LOAD).accesses[4], 64);
+  SAME(shared(II_EMU_LOAD).requests[4], 2);
+  SAME(shared(II_EMU_LOAD).accesses[1], 0);
+  SAME(shared(II_EMU_LOAD).wavefronts, 2 * 8 + 1); /* rows 4 apart share banks; the sum is one */
+  SAME(shared(II_EMU_STORE).accesses[3], 128);
+  SAME(shared(II_EMU_STORE).accesses[2], 0);
+  SAME(shared(II_EMU_STORE).wavefronts, 4 * 4 + 8);
+  LAUNCH((product<24>), 1, 32, y.as<float>());
+  SAME(shared(II_EMU_LOAD).wavefronts, 2 * 4 + 1);
+  SAME(shared(II_EMU_STORE).wavefronts, 4 * 2 + 12);
+  float sum;
+  cudaMemcpy(&sum, y.p, sizeof sum, cudaMemcpyDeviceToHost);
+  SAME(sum, 16);
+}
+
 void shared_memory() {
   const buffer x(64 * 64 * 4), y(64 * 64 * 4);
   LAUNCH(transpose_plain, dim3(2, 2), dim3(32, 32), x.as<float>(), y.as<float>());
@@ -481,6 +518,7 @@ int main() {
   widths();
   coalescing();
   shared_memory();
+  fragments();
   atomic_functions();
   divergence();
   cache();

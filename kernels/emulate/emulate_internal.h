@@ -56,8 +56,8 @@ struct graph {
 };
 /* Takes it over and gives its handle. */
 cudaGraph_t add_graph(graph &&g);
-/* Notes, fails the capture and returns true when the calling thread is recording and the call is one
- * of those that are refused then: they wait, or change memory that other streams may use. */
+/* Notes, fails the capture and returns true when the calling thread is recording and the call is
+ * one of those that are refused then: they wait, or change memory that other streams may use. */
 bool refused_in_capture(const char *call);
 /* The same for a call that a stream which is being recorded cannot take. */
 bool refused_on_stream(const char *call, cudaStream_t stream);
@@ -180,6 +180,9 @@ void profile_end_block();
 /* An atomic of the running thread, at code address pc of the kernel. */
 void profile_atomic(const void *p, size_t bytes, const char *function, const char *type,
                     const void *pc);
+/* See ii_emu_fragment. */
+void profile_fragment(const void *p, size_t row_bytes, size_t pitch, bool store, const void *pc);
+void profile_fragment_done();
 /* The lanes of a warp met; all: none of the others lives. Before they go on. */
 void profile_meet(int warp, uint32_t lanes, bool all);
 

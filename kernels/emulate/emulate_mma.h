@@ -49,20 +49,24 @@ static inline void load_matrix_sync(fragment<matrix_a, 16, 16, 16, T, Layout> &a
                                     unsigned ldm, II_EMU_SITE) {
   ii_emu_matrix(p, ldm, II_EMU_HERE);
   const size_t row = (size_t)ii_emu_lane() / 2;
+  ii_emu_fragment(p, 16 * sizeof *p, ldm * sizeof *p, false);
   for (size_t k = 0; k < 16; k++)
     a.own[k] =
         ii_emu_widen(std::is_same<Layout, row_major>() ? p[row * ldm + k] : p[k * ldm + row]);
+  ii_emu_fragment_done();
 }
 template <typename T, typename Layout>
 static inline void load_matrix_sync(fragment<matrix_b, 16, 16, 16, T, Layout> &b, const T *p,
                                     unsigned ldm, II_EMU_SITE) {
   ii_emu_matrix(p, ldm, II_EMU_HERE);
+  ii_emu_fragment(p, 16 * sizeof *p, ldm * sizeof *p, false);
   for (size_t k = 0; k < 16; k++)
     for (size_t i = 0; i < 8; i++) {
       const size_t column = (size_t)ii_emu_lane() % 2 * 8 + i;
       b.own[k][i] = ii_emu_widen(std::is_same<Layout, row_major>() ? p[k * ldm + column]
                                                                    : p[column * ldm + k]);
     }
+  ii_emu_fragment_done();
 }
 static inline void fill_fragment(ii_emu_sums &c, float v) {
   for (int i = 0; i < 8; i++) c.x[i] = v;
@@ -82,8 +86,10 @@ static inline void store_matrix_sync(float *p, const ii_emu_sums &c, unsigned ld
                                      II_EMU_SITE) {
   ii_emu_matrix(p, ldm, II_EMU_HERE);
   const size_t row = (size_t)ii_emu_lane() / 2, first = (size_t)ii_emu_lane() % 2 * 8;
+  ii_emu_fragment(p, 16 * sizeof *p, ldm * sizeof *p, true);
   for (size_t i = 0; i < 8; i++)
     p[layout == mem_row_major ? row * ldm + first + i : (first + i) * ldm + row] = c.x[i];
+  ii_emu_fragment_done();
 }
 
 } // namespace wmma

@@ -16,6 +16,8 @@ void profile_begin(const launch &) {}
 void profile_end_block() {}
 void profile_atomic(const void *, size_t, const char *, const char *, const void *) {}
 void profile_meet(int, uint32_t, bool) {}
+void profile_fragment(const void *, size_t, size_t, bool, const void *) {}
+void profile_fragment_done() {}
 } // namespace ii_emu
 
 #else
@@ -45,6 +47,7 @@ struct lane_log {
   size_t count, room;
   uint32_t call; /* where in the kernel the function was called that runs, 0: none does */
   uint32_t depth;
+  bool quiet;        /* inside a fragment, which was counted as a whole */
   uint64_t last_key; /* of the last entry before the log was replayed */
 };
 
@@ -240,6 +243,24 @@ void profile_atomic(const void *p, size_t bytes, const char *function, const cha
   log_access((uintptr_t)p, bytes, II_EMU_ATOMIC, (uintptr_t)pc - 1, index);
 }
 
+/* As ldmatrix loads, 16 bytes of a row per lane, eight rows at a time; and as the lanes hold sums,
+ * pairs of them in rows l/4 and l/4 + 8. Wider or narrower elements are not in use. */
+void profile_fragment(const void *p, size_t row_bytes, size_t pitch, bool store, const void *pc) {
+  if (!counting) return;
+  const uintptr_t start = (uintptr_t)p, at = (uintptr_t)pc - 1;
+  const size_t lane = (size_t)running.thread % 32;
+  if (!store) log_access(start + lane % 16 * pitch + lane / 16 * 16, 16, II_EMU_LOAD, at, 0);
+  for (size_t part = 0; store && part < row_bytes / 16; part++) {
+    const size_t row = lane / 4 + part % 2 * 8, pair = lane % 4 + part / 2 * 4;
+    log_access(start + row * pitch + pair * row_bytes / 8, row_bytes / 8, II_EMU_STORE, at, 0);
+  }
+  logs[running.thread].quiet = true;
+}
+
+void profile_fragment_done() {
+  logs[running.thread].quiet = false;
+}
+
 void profile_meet(int warp, uint32_t lanes, bool all) {
   if (!counting) return;
   if (all) {
@@ -259,7 +280,7 @@ void profile_meet(int warp, uint32_t lanes, bool all) {
 }
 
 void compiled_access(const void *p, size_t bytes, int action, bool aligned, const void *pc) {
-  if (!counting || !in_kernel_thread) return;
+  if (!counting || !in_kernel_thread || logs[running.thread].quiet) return;
   (void)aligned;
   log_access((uintptr_t)p, bytes, action & WRITE ? II_EMU_STORE : II_EMU_LOAD, (uintptr_t)pc - 1,
              0);

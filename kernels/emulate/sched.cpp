@@ -469,3 +469,11 @@ void ii_emu_atomic_access(const void *p, size_t bytes, const char *function, con
   race_atomic(p, bytes, file, line);
   profile_atomic(p, bytes, function, type, pc);
 }
+
+void ii_emu_fragment(const void *p, size_t row_bytes, size_t pitch, bool store) {
+  profile_fragment(p, row_bytes, pitch, store, __builtin_return_address(0));
+}
+
+void ii_emu_fragment_done(void) {
+  profile_fragment_done();
+}
