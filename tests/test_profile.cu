@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <string>
+#include "bench/occupancy.h"
 #include "kernels/cuda/gpu.h"
 #include "kernels/emulate/profile.h"
 
@@ -510,6 +511,20 @@ void records() {
   SAME(ii_emu_profile_get(0).static_shared, 32 * 33 * 4);
 }
 
+/* Warps per multiprocessor, as NVIDIA's occupancy calculator gives them. */
+void occupancy() {
+  const int registers[] = {32, 64, 65, 72, 96, 128, 168, 255};
+  const int warps[] = {64, 32, 24, 24, 16, 16, 8, 8}; /* blocks of 256 threads */
+  for (int i = 0; i < 8; i++) SAME(occupancy_warps(80, registers[i], 256, 0), warps[i]);
+  SAME(occupancy_warps(90, 65, 128, 0), 28); /* 28 warps' registers, blocks of 4 */
+  SAME(occupancy_warps(90, 16, 32, 0), 32);  /* 32 blocks */
+  SAME(occupancy_warps(80, 168, 384, 0), 12);
+  SAME(occupancy_warps(80, 32, 128, 100 << 10), 4); /* of 164 KiB */
+  SAME(occupancy_warps(90, 32, 128, 100 << 10), 8); /* of 228 KiB */
+  SAME(occupancy_warps(80, 32, 128, 40 << 10), 16); /* 41 KiB each with the system's share */
+  SAME(occupancy_warps(80, 32, 128, (40 << 10) + 1), 12);
+}
+
 } // namespace
 
 int main() {
@@ -524,6 +539,7 @@ int main() {
   cache();
   sets_and_copies();
   records();
+  occupancy();
   printf("%d counts compared, %d are wrong\n", checks, failures);
   return failures != 0;
 }
