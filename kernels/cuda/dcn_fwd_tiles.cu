@@ -52,9 +52,8 @@ typedef struct {
   unsigned by_tw, by_gc, by_chunks;
   unsigned record, second, to_mask;
   unsigned length0, length1; /* bytes per pixel and group of the two spans */
-  unsigned words0, words;    /* of span 0 and of both, when they are copied as the kernel does */
-  unsigned by_words;
-  unsigned rows_bytes; /* shared memory before the warps' parts */
+  unsigned copy_shift;       /* 2^copy_shift threads copy a pixel's */
+  unsigned rows_bytes;       /* shared memory before the warps' parts */
 } tiles;
 
 static unsigned reciprocal(int64_t d) {
@@ -305,26 +304,42 @@ __device__ __forceinline__ void gather(const tiles &t, const place &b, const uns
 
 /* ---- Rows -------------------------------------------------------------------------------------*/
 
-/* Copies the offsets and modulations of the tile's pixels, words of type `word` at a time. */
+/* Copies `bytes` of each pixel of the tile, the first one's at `from`, `row` apart: some
+ * neighbouring threads per pixel (2^t.copy_shift), each a word at a time, four loads in flight. */
+template <typename word>
+__device__ __forceinline__ void copy_span(const tiles &t, const place &b, const unsigned char *from,
+                                          unsigned row, unsigned bytes, unsigned char *to) {
+  enum { AHEAD = 4 };
+  const unsigned all = t.tw * b.height, step = blockDim.x >> t.copy_shift;
+  const unsigned first = threadIdx.x & ((1u << t.copy_shift) - 1);
+  for (unsigned at = first * sizeof(word); at < bytes; at += sizeof(word) << t.copy_shift)
+    for (unsigned p = threadIdx.x >> t.copy_shift; p < all; p += AHEAD * step) {
+      word v[AHEAD];
+      bool there[AHEAD];
+#pragma unroll
+      for (int i = 0; i < AHEAD; i++) {
+        const unsigned pixel = p + i * step, ty = quotient(pixel, t.by_tw), tx = pixel - ty * t.tw;
+        there[i] = pixel < all && (int)tx < b.width;
+        if (there[i])
+          v[i] = __ldcs(reinterpret_cast<const word *>(from + (size_t)(ty * t.W + tx) * row + at));
+      }
+#pragma unroll
+      for (int i = 0; i < AHEAD; i++)
+        if (there[i]) *reinterpret_cast<word *>(to + (p + i * step) * t.record + at) = v[i];
+    }
+}
+
+/* The offsets and modulations of the tile's pixels and groups. */
 template <typename word>
 __device__ __forceinline__ void copy_rows(const tiles &t, const place &b, unsigned char *rows) {
-  const int64_t pixel0 = (int64_t)b.y0 * t.W + b.x0;
-  const unsigned char *offset =
-      t.offset + b.image * t.offset_image + pixel0 * t.offset_row + b.g0 * t.offset_group;
-  const unsigned char *mask =
-      t.mask + b.image * t.mask_image + pixel0 * t.mask_row + b.g0 * t.mask_group;
-  const unsigned bytes0 = t.length0 * b.groups, bytes1 = t.length1 * b.groups;
-  const unsigned all = t.tw * b.height * t.words;
-  for (unsigned i = threadIdx.x; i < all; i += blockDim.x) {
-    const unsigned pixel = quotient(i, t.by_words), n = i - pixel * t.words;
-    const unsigned ty = quotient(pixel, t.by_tw), tx = pixel - ty * t.tw, q = ty * t.W + tx;
-    const bool modulation = n >= t.words0;
-    const unsigned at = (modulation ? n - t.words0 : n) * (unsigned)sizeof(word);
-    if ((int)tx >= b.width || at >= (modulation ? bytes1 : bytes0)) continue;
-    const unsigned char *from = modulation ? mask + q * t.mask_row : offset + q * t.offset_row;
-    *reinterpret_cast<word *>(rows + pixel * t.record + (modulation ? t.second : 0) + at) =
-        __ldcs(reinterpret_cast<const word *>(from + at));
-  }
+  const int64_t pixel = (int64_t)b.y0 * t.W + b.x0;
+  copy_span<word>(
+      t, b, t.offset + b.image * t.offset_image + pixel * t.offset_row + b.g0 * t.offset_group,
+      t.offset_row, t.length0 * b.groups, rows);
+  if (t.length1)
+    copy_span<word>(t, b,
+                    t.mask + b.image * t.mask_image + pixel * t.mask_row + b.g0 * t.mask_group,
+                    t.mask_row, t.length1 * b.groups, rows + t.second);
 }
 
 /* ---- The kernel -------------------------------------------------------------------------------*/
@@ -440,10 +455,8 @@ void choose_rows(const ii_dcn_args *a, tiles *t) {
   t->to_mask = by_group ? 18 * size : one ? 18 * size * t->gc : t->second;
   t->wide = aligned(a->offset, t->offset_row) && (one || aligned(a->mask, t->mask_row)) &&
             (t->chunks == 1 || (t->length0 * t->gc % 16 == 0 && t->length1 * t->gc % 16 == 0));
-  const unsigned word = t->wide ? 16 : size;
-  t->words0 = (t->length0 * t->gc + word - 1) / word;
-  t->words = t->words0 + (t->length1 * t->gc + word - 1) / word;
-  t->by_words = reciprocal(t->words);
+  while (t->copy_shift < 5 && (t->wide ? 16u : size) << t->copy_shift < t->length0 * t->gc)
+    t->copy_shift++;
   t->rows_bytes = t->record * t->tw * t->th;
 }
 
