@@ -151,6 +151,7 @@ int main(int argc, char **argv) {
                                         "II_EMU_STREAMS=random"};
   run_check("warp operations and barriers", warp_tables, NULL);
   run_check("device functions", device_functions, NULL);
+  run_check("products of matrices by a warp", matrix_products, NULL);
   run_check("runtime, eager streams", runtime_functions, eager);
   run_check("runtime, lazy streams, guarded memory", runtime_functions, lazy);
   run_check("runtime, random streams", runtime_functions, random);

@@ -34,6 +34,8 @@ extern const int kernel_case_count, host_case_count, graph_case_count;
 int warp_tables(void);
 /* Intrinsics, atomics and 16-bit functions; 0 when all are right. */
 int device_functions(void);
+/* Products of matrices by a warp; 0 when all are right. */
+int matrix_products(void);
 /* Launch order, streams, events, memory; 0 when all are right. */
 int runtime_functions(void);
 /* Recording and launching of graphs. */

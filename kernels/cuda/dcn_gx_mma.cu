@@ -21,7 +21,8 @@
  * 2^100) starts again with the sums of dcn_gx.cu.
  *
  * Bytes: as dcn_gx.cu. Counts: docs/kernels.md.
- * Limits: groups of a multiple of 16 channels; gy, gx and the rows of gx 16-byte aligned. */
+ * Limits: groups of a multiple of 16 channels; gy, gx and the rows of gx 16-byte aligned; sides
+ * below 2^22. */
 #include <mma.h>
 #include "kernels/cuda/dcn_gx_sum.h"
 
@@ -89,7 +90,7 @@ __device__ __forceinline__ void stage_om(const ii_dcn_shape<float> &s, const wor
   constexpr int words = om_words<O>, front = words_of<O, 2 * TAPS>;
   constexpr int at_once = words <= 16 ? 2 : 1; /* rows */
   const int lane = threadIdx.x % 32, row = lane / (32 / at_once), j = lane % (32 / at_once);
-#pragma unroll 4
+#pragma unroll 16
   for (int r = 0; r < ROWS; r += at_once) {
     const int64_t from = __shfl_sync(II_FULL_MASK, q, r + row);
     uint32_t *to = w.om + (r + row) * words;
@@ -130,7 +131,7 @@ __device__ __forceinline__ unsigned add_tap(float *row, int y, int x, float lx, 
   const bool l = (unsigned)x < II_DCN_TILE, r = (unsigned)(x + 1) < II_DCN_TILE;
   const float top = (1.0f - ly) * m, bottom = ly * m;
   float *at = row + y * II_DCN_TILE + x;
-  float v[4];
+  float v[4] = {};
   if (t && l) v[0] = at[0];
   if (t && r) v[1] = at[1];
   if (b && l) v[2] = at[II_DCN_TILE];
@@ -169,24 +170,38 @@ template <typename T> __device__ __forceinline__ float factor_of(unsigned top) {
   return __uint_as_float((265u - top) << 23);
 }
 
-/* The lane's row of A: all taps of output q, or tap `only`. Returns the blocks touched. */
+/* floor(v) for |v| < 2^22, and as an integer: what is added leaves no bits for a fraction. */
+__device__ __forceinline__ float floor_of(float v, int *integer) {
+  const float big = 12582912.0f; /* 1.5 * 2^23 */
+  const float sum = __fadd_rd(v, big);
+  *integer = __float_as_int(sum) - __float_as_int(big);
+  return sum - big;
+}
+
+/* The lane's row of A: all taps of output (ho, wo), or tap `only`. Returns the blocks touched. */
 template <typename T, typename O>
-__device__ __forceinline__ unsigned build_row(const ii_dcn_shape<float> &s, const work<T, O> &w,
-                                              int q, int only, const O *offset, const O *mask,
-                                              const ii_dcn_norm<float> &r, float factor) {
+__device__ __forceinline__ unsigned
+build_row(const ii_dcn_shape<float> &s, const work<T, O> &w, int ho, int wo, int only,
+          const O *offset, const O *mask, const ii_dcn_norm<float> &r, float factor) {
   float *row = w.a + threadIdx.x % 32 * PITCH;
-  const int ho = q / s.Wo, wo = q - ho * s.Wo;
+  const float base_x = float(wo * s.stride_w + s.first_w) - s.shift_w;
+  const float base_y = float(ho * s.stride_h + s.first_h) - s.shift_h;
+  const float dil_w = float(s.dil_w), dil_h = float(s.dil_h), W = float(s.W), H = float(s.H);
   unsigned blocks = 0;
-#pragma unroll 3
-  for (int k = 0; k < TAPS; k++) {
-    const ii_dcn_place<float> p = ii_dcn_locate(s, 3, ho, wo, k, float(ii_up(offset[2 * k])),
-                                                float(ii_up(offset[2 * k + 1])));
-    const bool here = ii_dcn_inside(p.at) && (only < 0 || only == k);
-    if (here) {
-      const float m = ii_dcn_modulation(s, r, float(ii_up(mask[k]))) * factor;
-      blocks |= add_tap(row, p.y0 - w.t.y, p.x0 - w.t.x, p.lx, p.ly, m);
+  float left = 0.0f; /* the taps' places in the window, left + ... */
+#pragma unroll 1
+  for (int k = 0; k < TAPS; k += 3, left += dil_w)
+#pragma unroll
+    for (int j = 0; j < 3; j++) {
+      const float dx = ii_up(offset[2 * (k + j)]), dy = ii_up(offset[2 * (k + j) + 1]);
+      const float x = (left + dx) * s.scale + base_x;
+      const float y = (float(j) * dil_h + dy) * s.scale + base_y;
+      if (!(y > -1.0f && x > -1.0f && y < H && x < W) || (only >= 0 && only != k + j)) continue;
+      int x0, y0;
+      const float lx = x - floor_of(x, &x0), ly = y - floor_of(y, &y0);
+      const float m = ii_dcn_modulation(s, r, float(ii_up(mask[k + j]))) * factor;
+      blocks |= add_tap(row, y0 - w.t.y, x0 - w.t.x, lx, ly, m);
     }
-  }
   return blocks;
 }
 
@@ -210,6 +225,19 @@ template <typename T> __device__ __forceinline__ void split(float *a, int b) {
     *reinterpret_cast<ii_vec<T, 4> *>(to) = first;
     *reinterpret_cast<ii_vec<T, 4> *>(to + 16) = second;
   }
+}
+
+/* Zeros in the blocks of A that `blocks` names. */
+__device__ __forceinline__ void clear(float *a, unsigned blocks) {
+  const int lane = threadIdx.x % 32;
+  float *to = a + (lane / 8 + lane / 4 % 2 * 4) * PITCH + lane % 4 * 4;
+#pragma unroll 1
+  for (int b = 0; b < 4; b++)
+    if (blocks >> b & 1u)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        *reinterpret_cast<float4 *>(to + i * 8 * PITCH + b * 16) =
+            make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
 typedef wmma::fragment<wmma::accumulator, 16, 16, 16, float> sums;
@@ -341,7 +369,8 @@ __device__ __forceinline__ bool gather(const ii_dcn_shape<float> &s, const ii_dc
                                        sums (&sum)[4][N / 16], float *back) {
   const int lane = threadIdx.x % 32;
   far_walk f = {ii_dcn_sources_of(s, w.t, far.reach[group]), 0, 0, 0};
-  unsigned top = 27; /* 2^-100: below that there is no scaling any more */
+  unsigned top = 27;  /* 2^-100: below that there is no scaling any more */
+  unsigned last = 15; /* blocks of A to be cleared */
   int next = 0, q, only;
   while (next_rows(s, p, far, group, w, &next, &f, &q, &only)) {
     const bool alive = q >= 0;
@@ -349,8 +378,7 @@ __device__ __forceinline__ bool gather(const ii_dcn_shape<float> &s, const ii_dc
     if (!alive) q = first; /* something that is there; the row stays zero */
     stage_om(s, w, q);
     const bool bad = stage_gy<N>(w, q);
-    for (int i = lane * 4; i < ROWS * PITCH; i += 128)
-      *reinterpret_cast<float4 *>(w.a + i) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    clear(w.a, last);
     if (__any_sync(II_FULL_MASK, bad)) return false;
     __syncwarp();
     constexpr int front = words_of<O, 2 * TAPS>;
@@ -369,8 +397,13 @@ __device__ __forceinline__ bool gather(const ii_dcn_shape<float> &s, const ii_dc
 #pragma unroll
           for (int i = 0; i < sum[b][n].num_elements; i++) sum[b][n].x[i] *= change;
     }
-    unsigned blocks = alive ? build_row(s, w, q, only, offset, mask, r, factor_of<T>(top)) : 0u;
+    unsigned blocks = 0;
+    if (alive) {
+      const int ho = q / s.Wo;
+      blocks = build_row(s, w, ho, q - ho * s.Wo, only, offset, mask, r, factor_of<T>(top));
+    }
     blocks = __reduce_or_sync(II_FULL_MASK, blocks);
+    last = blocks;
     __syncwarp();
 #pragma unroll 1
     for (int b = 0; b < 4; b++)
@@ -504,7 +537,8 @@ int run(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t, const ii_dcn_f
 bool ii_cuda_dcn_gx_has_mma(const ii_dcn_args *a) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(a->gx) | reinterpret_cast<uintptr_t>(a->gy);
   return (a->x_dtype == II_F16 || a->x_dtype == II_BF16) && a->kh == 3 && a->kw == 3 &&
-         !a->remove_center && a->C / a->G % 16 == 0 && a->x_row % 8 == 0 && at % 16 == 0;
+         !a->remove_center && a->C / a->G % 16 == 0 && a->x_row % 8 == 0 && at % 16 == 0 &&
+         a->H < 1 << 22 && a->W < 1 << 22;
 }
 
 int ii_cuda_dcn_gx_mma(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t,
