@@ -346,13 +346,13 @@ __device__ __forceinline__ void copy_rows(const tiles &t, const place &b, unsign
 
 enum { MOST_WARPS = 8, CORNERS = 4 * sizeof(void *) };
 
-/* Units that a warp works on at a time, of L lanes each in the end: more are fewer instructions per
- * unit, fewer spread small images wider. */
-template <int L> constexpr int units_for = L <= 4 ? 16 : 8;
+/* Units that a warp works on at a time: more are fewer instructions per unit, but 256 units' rows and
+ * the warps' parts must fit 48 KiB, and fp32 is not bound by instructions. */
+template <typename T, int L> constexpr int units_for = sizeof(T) == 2 && L <= 4 ? 16 : 8;
 
 template <typename T, int L>
 __global__ void __launch_bounds__(32 * MOST_WARPS, 4) dcn_fwd_tiles(const tiles t) {
-  constexpr int V = ii_wide<T>::n, U = units_for<L>;
+  constexpr int V = ii_wide<T>::n, U = units_for<T, L>;
   II_SHARED(unsigned char, shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const unsigned image = quotient(blockIdx.z, t.by_chunks);
@@ -461,7 +461,7 @@ void choose_rows(const ii_dcn_args *a, tiles *t) {
 }
 
 template <typename T, int L> int launch(ii_kctx *k, const ii_dcn_args *a) {
-  const int64_t size = sizeof(T), Q = a->H * a->W, U = units_for<L>;
+  const int64_t size = sizeof(T), Q = a->H * a->W, U = units_for<T, L>;
   tiles t = {};
   choose_tile(a, (int)U, ii_cuda_sm_count(k), &t);
   choose_rows(a, &t);
