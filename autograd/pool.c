@@ -85,6 +85,7 @@ static void drop_chunk(ii_pool *p, ii_block *b) {
 /* Drops the chunks in which nothing is in use. False when there was none. */
 static bool drop_free_chunks(ii_pool *p) {
   bool dropped = false;
+  if (p->fixed) return false;
   for (ii_block *b = p->free_list, *next; b; b = next) {
     next = b->free_next;
     if (b->prev || b->next) continue;
@@ -98,6 +99,7 @@ static bool drop_free_chunks(ii_pool *p) {
 /* Memory for a chunk of *size bytes, or of `least` where there is not as much. False when there is
  * not even that. *memory stays NULL in plan mode. */
 static bool reserve(ii_pool *p, size_t least, size_t *size, void **memory) {
+  if (p->fixed) return false;
   if (p->limit && p->reserved + (int64_t)*size > p->limit) *size = least;
   if (p->limit && p->reserved + (int64_t)*size > p->limit) return false;
   if (!p->k || !ii_device_alloc(p->k, *size, memory)) return true;

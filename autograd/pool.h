@@ -47,6 +47,7 @@ typedef struct ii_pool {
   int64_t reserved;            /* bytes of all chunks */
   int64_t live, peak;          /* bytes in blocks that are in use */
   int64_t live_by_class[II_MEM_CLASSES], peak_by_class[II_MEM_CLASSES]; /* the latter at `peak` */
+  bool fixed;             /* no chunk may come or go: what does not fit into those is refused */
   int64_t limit;          /* refuse to reserve more than this; 0: no limit */
   uintptr_t next_address; /* ii_block.address of the next chunk */
 } ii_pool;

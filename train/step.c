@@ -101,7 +101,9 @@ static ii_status record(ii_step *s, ii_step_kind *k, const ii_input_batch *b, in
   ii_graph_destroy(&c->k, &k->graph);
   bool failed = ii_graph_begin(&c->k) != 0;
   if (!failed) {
+    c->pool.fixed = true; /* new memory would be the graph's, freed memory would not be back */
     work(s, b, step, update);
+    c->pool.fixed = false;
     get_valid(p, k->after);
     failed = ii_graph_end(&c->k, ii_ok(c) ? &k->graph : NULL) != 0 || !ii_ok(c);
     set_valid(p, before);
