@@ -385,8 +385,8 @@ step() {
 
 if [ $small = 1 ]; then
   n=$((emulated ? 2 : 32))
-  step quickstart $n 32 none '' --steps 2
-  step quickstart 1 32 none '' --steps 2 --forward
+  for graph in "${graphs[@]}"; do step quickstart $n 64 none "$graph" --steps 2; done
+  step quickstart 1 64 none '' --steps 2 --forward
   bench dcn.jsonl dcn 60 "$bin/bench_dcn" --device "$device" --batch 1 --repeat 1 --flush 1 --shape 3
   bench ops.jsonl ops 60 "$bin/bench_ops" --device "$device" --batch 1 --repeat 1 --shapes 1 --flush 1 \
     --only add --only gelu --dtype f32 --dtype bf16
