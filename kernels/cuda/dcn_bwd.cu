@@ -307,7 +307,9 @@ template <typename T> int run(ii_kctx *k, const ii_dcn_args *a) {
   if (a->gx && a->N * a->H * a->W * a->C > 0) {
     if (units > 0 ? gather(k, a) : !a->acc_gx && clear<T>(k, a)) return 1;
   }
-  return units > 0 && (a->goffset || a->gmask) && dots<T>(k, a);
+  if (units == 0 || (!a->goffset && !a->gmask)) return 0;
+  return ii_cuda_dcn_dots_has_mma(a, ii_dcn_tiling_of(a)) ? ii_cuda_dcn_dots_mma(k, a)
+                                                          : dots<T>(k, a);
 }
 
 } // namespace

@@ -70,6 +70,10 @@ bool ii_cuda_dcn_gx_has_mma(const ii_dcn_args *a);
 int ii_cuda_dcn_gx_mma(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t,
                        const ii_dcn_far &far);
 
+/* goffset and gmask where has_mma says there is such a kernel; dcn_dots_mma.cu. */
+bool ii_cuda_dcn_dots_has_mma(const ii_dcn_args *a, const ii_dcn_tiling &t);
+int ii_cuda_dcn_dots_mma(ii_kctx *k, const ii_dcn_args *a);
+
 /* ---- Device functions -------------------------------------------------------------------------*/
 
 /* The first of n outputs (in one direction) whose home is at v or behind; n when there is none. */

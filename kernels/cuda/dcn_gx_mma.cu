@@ -23,20 +23,16 @@
  * Bytes: as dcn_gx.cu. Counts: docs/kernels.md.
  * Limits: groups of a multiple of 16 channels; gy, gx and the rows of gx 16-byte aligned; sides
  * below 2^22. */
-#include <mma.h>
 #include "kernels/cuda/dcn_gx_sum.h"
+#include "kernels/cuda/dcn_mma.h"
 
 namespace {
 
 namespace wmma = nvcuda::wmma;
 
-enum { ROWS = 32, TAPS = 9, WARPS = 4 };
+enum { ROWS = II_DCN_ROWS, TAPS = II_DCN_TAPS, WARPS = 4 };
 enum { PITCH = II_DCN_PIXELS + 4 }; /* floats from a row of A to the next: on other banks */
 
-/* 4-byte words that n neighbouring elements of O take, wherever the first one lies. */
-template <typename O, int n> constexpr int words_of = sizeof(O) == 4 ? n : n / 2 + 1;
-template <typename O> constexpr int om_words = words_of<O, 2 * TAPS> + words_of<O, TAPS>;
-template <int N> constexpr int gy_pitch = N + 8;  /* elements; 16 bytes more than a row */
 template <int N> constexpr int out_pitch = N + 4; /* floats */
 
 /* Bytes of shared memory of one warp: A, gy, offsets and modulations, pending far taps; or, in the
@@ -45,12 +41,12 @@ constexpr int most_of(int a, int b, int c) {
   return a > b ? (a > c ? a : c) : (b > c ? b : c);
 }
 template <typename O, int N>
-constexpr int
-    warp_bytes = (most_of(ROWS * (PITCH * 4 + gy_pitch<N> * 2 + om_words<O> * 4) + 2 * ROWS * 8,
-                          II_DCN_PIXELS *out_pitch<N> * 4,
-                          ROWS *(int)sizeof(ii_dcn_listed<float>) + II_DCN_PIXELS * N * 4) +
-                  31) /
-                 32 * 32;
+constexpr int warp_bytes =
+    (most_of(ROWS * (PITCH * 4 + ii_dcn_pitch<N> * 2 + ii_dcn_om_words<O> * 4) + 2 * ROWS * 8,
+             II_DCN_PIXELS *out_pitch<N> * 4,
+             ROWS *(int)sizeof(ii_dcn_listed<float>) + II_DCN_PIXELS * N * 4) +
+     31) /
+    32 * 32;
 
 /* What a warp works with. offset, mask, gy as in ii_dcn_sum_work. */
 template <typename T, typename O> struct work {
@@ -59,47 +55,10 @@ template <typename T, typename O> struct work {
   const O *offset, *mask;
   const T *gy;
   float *a;      /* [ROWS][PITCH] */
-  T *g;          /* [ROWS][gy_pitch] */
+  T *g;          /* [ROWS][ii_dcn_pitch<N>] */
   uint32_t *om;  /* [ROWS][om_words] */
   int2 *pending; /* [2*ROWS]: output, tap */
 };
-
-/* Word j of those that hold the n elements at p; element i is then element i + skew of the words,
- * skew = skew_of(p). Reads nothing that is not among them. */
-template <typename O> __device__ __forceinline__ int skew_of(const O *p) {
-  return sizeof(O) == 4 ? 0 : (int)(reinterpret_cast<uintptr_t>(p) / 2 % 2);
-}
-template <typename O>
-__device__ __forceinline__ void copy_word(const O *p, int n, int j, uint32_t *to) {
-  if constexpr (sizeof(O) == 4) {
-    memcpy(to + j, p + j, 4);
-  } else {
-    const int first = 2 * j - skew_of(p);
-    if (first >= 0 && first + 1 < n)
-      to[j] = *reinterpret_cast<const uint32_t *>(p + first);
-    else if (first == n - 1)
-      reinterpret_cast<O *>(to + j)[0] = p[first];
-    else if (first == -1)
-      reinterpret_cast<O *>(to + j)[1] = p[0];
-  }
-}
-
-/* Offsets and modulations of the lanes' outputs q to w.om. */
-template <typename T, typename O>
-__device__ __forceinline__ void stage_om(const ii_dcn_shape<float> &s, const work<T, O> &w, int q) {
-  constexpr int words = om_words<O>, front = words_of<O, 2 * TAPS>;
-  constexpr int at_once = words <= 16 ? 2 : 1; /* rows */
-  const int lane = threadIdx.x % 32, row = lane / (32 / at_once), j = lane % (32 / at_once);
-#pragma unroll 16
-  for (int r = 0; r < ROWS; r += at_once) {
-    const int64_t from = __shfl_sync(II_FULL_MASK, q, r + row);
-    uint32_t *to = w.om + (r + row) * words;
-    if (j < front)
-      copy_word(w.offset + from * s.offset_row, 2 * TAPS, j, to);
-    else if (j < words)
-      copy_word(w.mask + from * s.mask_row, TAPS, j - front, to + front);
-  }
-}
 
 /* Whether one of the two elements in a word is infinite or NaN: bits of v | ... & 0x80008000. */
 template <typename T> __device__ __forceinline__ uint32_t not_finite(uint32_t v) {
@@ -119,7 +78,7 @@ __device__ __forceinline__ bool stage_gy(const work<T, O> &w, int q) {
     const int64_t from = __shfl_sync(II_FULL_MASK, q, row);
     const uint4 v = *reinterpret_cast<const uint4 *>(w.gy + from * w.C + d);
     bad |= not_finite<T>(v.x) | not_finite<T>(v.y) | not_finite<T>(v.z) | not_finite<T>(v.w);
-    *reinterpret_cast<uint4 *>(w.g + row * gy_pitch<N> + d) = v;
+    *reinterpret_cast<uint4 *>(w.g + row * ii_dcn_pitch<N> + d) = v;
   }
   return (bad & 0x80008000u) != 0;
 }
@@ -170,37 +129,25 @@ template <typename T> __device__ __forceinline__ float factor_of(unsigned top) {
   return __uint_as_float((265u - top) << 23);
 }
 
-/* floor(v) for |v| < 2^22, and as an integer: what is added leaves no bits for a fraction. */
-__device__ __forceinline__ float floor_of(float v, int *integer) {
-  const float big = 12582912.0f; /* 1.5 * 2^23 */
-  const float sum = __fadd_rd(v, big);
-  *integer = __float_as_int(sum) - __float_as_int(big);
-  return sum - big;
-}
-
 /* The lane's row of A: all taps of output (ho, wo), or tap `only`. Returns the blocks touched. */
 template <typename T, typename O>
 __device__ __forceinline__ unsigned
 build_row(const ii_dcn_shape<float> &s, const work<T, O> &w, int ho, int wo, int only,
           const O *offset, const O *mask, const ii_dcn_norm<float> &r, float factor) {
   float *row = w.a + threadIdx.x % 32 * PITCH;
-  const float base_x = float(wo * s.stride_w + s.first_w) - s.shift_w;
-  const float base_y = float(ho * s.stride_h + s.first_h) - s.shift_h;
-  const float dil_w = float(s.dil_w), dil_h = float(s.dil_h), W = float(s.W), H = float(s.H);
+  const ii_dcn_grid g = ii_dcn_grid_of(s, ho, wo);
   unsigned blocks = 0;
-  float left = 0.0f; /* the taps' places in the window, left + ... */
+  float column = 0.0f;
 #pragma unroll 1
-  for (int k = 0; k < TAPS; k += 3, left += dil_w)
+  for (int k = 0; k < TAPS; k += 3, column += g.step_x)
 #pragma unroll
     for (int j = 0; j < 3; j++) {
       const float dx = ii_up(offset[2 * (k + j)]), dy = ii_up(offset[2 * (k + j) + 1]);
-      const float x = (left + dx) * s.scale + base_x;
-      const float y = (float(j) * dil_h + dy) * s.scale + base_y;
-      if (!(y > -1.0f && x > -1.0f && y < H && x < W) || (only >= 0 && only != k + j)) continue;
-      int x0, y0;
-      const float lx = x - floor_of(x, &x0), ly = y - floor_of(y, &y0);
+      ii_dcn_sample p;
+      if (!ii_dcn_sample_of(g, s.scale, column, float(j) * g.step_y, dx, dy, &p)) continue;
+      if (only >= 0 && only != k + j) continue;
       const float m = ii_dcn_modulation(s, r, float(ii_up(mask[k + j]))) * factor;
-      blocks |= add_tap(row, y0 - w.t.y, x0 - w.t.x, lx, ly, m);
+      blocks |= add_tap(row, p.y - w.t.y, p.x - w.t.x, p.lx, p.ly, m);
     }
   return blocks;
 }
@@ -252,7 +199,7 @@ __device__ __forceinline__ void multiply(const work<T, O> &w, unsigned blocks,
     wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::row_major> g[N / 16];
 #pragma unroll
     for (int n = 0; n < N / 16; n++)
-      wmma::load_matrix_sync(g[n], w.g + half * 16 * gy_pitch<N> + n * 16, gy_pitch<N>);
+      wmma::load_matrix_sync(g[n], w.g + half * 16 * ii_dcn_pitch<N> + n * 16, ii_dcn_pitch<N>);
 #pragma unroll
     for (int b = 0; b < 4; b++)
       if (blocks >> b & 1u) {
@@ -376,15 +323,15 @@ __device__ __forceinline__ bool gather(const ii_dcn_shape<float> &s, const ii_dc
     const bool alive = q >= 0;
     const int first = __shfl_sync(II_FULL_MASK, q, 0);
     if (!alive) q = first; /* something that is there; the row stays zero */
-    stage_om(s, w, q);
+    ii_dcn_stage_om(s, w.offset, w.mask, q, w.om);
     const bool bad = stage_gy<N>(w, q);
     clear(w.a, last);
     if (__any_sync(II_FULL_MASK, bad)) return false;
     __syncwarp();
-    constexpr int front = words_of<O, 2 * TAPS>;
-    const uint32_t *om = w.om + lane * om_words<O>;
-    const O *mask = reinterpret_cast<const O *>(om + front) + skew_of(w.mask + q * s.mask_row);
-    const O *offset = reinterpret_cast<const O *>(om) + skew_of(w.offset + q * s.offset_row);
+    constexpr int front = ii_dcn_words<O, 2 * TAPS>;
+    const uint32_t *om = w.om + lane * ii_dcn_om_words<O>;
+    const O *mask = reinterpret_cast<const O *>(om + front) + ii_dcn_skew(w.mask + q * s.mask_row);
+    const O *offset = reinterpret_cast<const O *>(om) + ii_dcn_skew(w.offset + q * s.offset_row);
     const unsigned before = top;
     const ii_dcn_norm<float> r = ii_dcn_norm_of(s, TAPS, mask);
     if (!raise_top(s, mask, r, &top)) return false;
@@ -482,7 +429,7 @@ __global__ void __launch_bounds__(32 * WARPS)
   w.gy = gy + w.t.n * s.Q * w.C + channel;
   w.a = reinterpret_cast<float *>(memory + warp * warp_bytes<O, N>);
   w.g = reinterpret_cast<T *>(w.a + ROWS * PITCH);
-  w.pending = reinterpret_cast<int2 *>(w.g + ROWS * gy_pitch<N>);
+  w.pending = reinterpret_cast<int2 *>(w.g + ROWS * ii_dcn_pitch<N>);
   w.om = reinterpret_cast<uint32_t *>(w.pending + 2 * ROWS);
 
   sums sum[4][N / 16];
