@@ -67,7 +67,7 @@ __device__ __forceinline__ void stage(const ii_dcn_shape<float> &s, const work<T
   constexpr int pieces = N / 8;
   const int lane = threadIdx.x % 32, at = lane % pieces * 8;
   T *x = reinterpret_cast<T *>(w.s), *gy = x + AROUND * ii_dcn_pitch<N>;
-#pragma unroll
+#pragma unroll 4
   for (int i = 0; i < AROUND * pieces / 32; i++) {
     const int p = (i * 32 + lane) / pieces, v = w.y + p / AROUND_W, h = w.x + p % AROUND_W;
     uint4 word = make_uint4(0, 0, 0, 0);
@@ -159,9 +159,8 @@ __device__ __forceinline__ void taps(const ii_dcn_shape<float> &s, const work<T,
                                      int q, int ho, int wo) {
   const int lane = threadIdx.x % 32;
   const uint32_t *om = w.om + lane * ii_dcn_om_words<O>;
-  const O *offset = reinterpret_cast<const O *>(om) + ii_dcn_skew(w.offset + q * s.offset_row);
-  const O *mask = reinterpret_cast<const O *>(om + ii_dcn_words<O, 2 * TAPS>) +
-                  ii_dcn_skew(w.mask + q * s.mask_row);
+  const O *offset = reinterpret_cast<const O *>(om);
+  const O *mask = reinterpret_cast<const O *>(om + ii_dcn_om_front<O>);
   const ii_dcn_norm<float> r = ii_dcn_norm_of(s, TAPS, mask);
   const ii_dcn_grid g = ii_dcn_grid_of(s, ho, wo);
   const float *products = w.s + lane * PITCH;
@@ -206,43 +205,38 @@ __device__ __forceinline__ void taps(const ii_dcn_shape<float> &s, const work<T,
           ii_dcn_modulation(s, r, float(ii_up(mask[k]))) * (out[2 * TAPS + k] - part);
 }
 
-/* Word j of those that hold the n elements at p, from v[n] in shared memory. */
-template <typename O>
-__device__ __forceinline__ void put_word(O *p, int n, int j, const float *v, bool accumulate) {
-  constexpr int each = sizeof(O) == 4 ? 1 : 2;
-  const int first = each * j - ii_dcn_skew(p);
-  if (each == 2 && first >= 0 && first + 1 < n) {
-    ii_vec<O, 2> *to = reinterpret_cast<ii_vec<O, 2> *>(p + first);
-    float a = v[first], b = v[first + 1];
-    if (accumulate) {
-      const ii_vec<O, 2> old = *to;
-      a += ii_up(old.v[0]);
-      b += ii_up(old.v[1]);
-    }
-    *to = {{ii_down<O>(a), ii_down<O>(b)}};
-    return;
-  }
-  const int i = first < 0 ? 0 : first;
-  if (i < n) p[i] = ii_down<O>(accumulate ? ii_up(p[i]) + v[i] : v[i]);
-}
-
 /* The results of the warp's outputs to where the lanes' q says; q < 0: none. goffset, gmask: of the
  * group in output 0 of the image. */
 template <typename O>
 __device__ __forceinline__ void flush(const ii_dcn_shape<float> &s, const float *out, int q,
                                       O *goffset, O *gmask, bool acc_goffset, bool acc_gmask) {
-  constexpr int words = ii_dcn_om_words<O>, front = ii_dcn_words<O, 2 * TAPS>;
-  constexpr int at_once = words <= 16 ? 2 : 1;
-  const int lane = threadIdx.x % 32, row = lane / (32 / at_once), j = lane % (32 / at_once);
+  typedef ii_dcn_om_lane<O> lane_type;
+  const lane_type l = ii_dcn_om_lane_of<O>();
+  O *to = l.modulation ? gmask : goffset;
+  const int64_t apart = l.modulation ? s.mask_row : s.offset_row;
+  const bool accumulate = l.modulation ? acc_gmask : acc_goffset;
+  /* two at once, where they are neighbours and lie on 4 bytes in every row */
+  const bool pair = lane_type::each == 2 && l.second > l.first && apart % 2 == 0 &&
+                    reinterpret_cast<uintptr_t>(to + l.first) % 4 == 0;
+  const float *from = out + l.row * OUT + (l.modulation ? 2 * TAPS : 0);
 #pragma unroll 4
-  for (int r = 0; r < ROWS; r += at_once) {
-    const int64_t to = __shfl_sync(II_FULL_MASK, q, r + row);
-    if (to < 0) continue;
-    const float *from = out + (r + row) * OUT;
-    if (j < front && goffset)
-      put_word(goffset + to * s.offset_row, 2 * TAPS, j, from, acc_goffset);
-    else if (j >= front && j < words && gmask)
-      put_word(gmask + to * s.mask_row, TAPS, j - front, from + 2 * TAPS, acc_gmask);
+  for (int r = 0; r < ROWS; r += lane_type::at_once, from += lane_type::at_once * OUT) {
+    const int row = __shfl_sync(II_FULL_MASK, q, r + l.row);
+    if (!to || !l.used || row < 0) continue;
+    O *at = to + row * apart;
+    float a = from[l.first], b = from[l.second];
+    if (accumulate) {
+      a += ii_up(at[l.first]);
+      b += ii_up(at[l.second]);
+    }
+    if constexpr (lane_type::each == 2) {
+      if (pair) {
+        *reinterpret_cast<ii_vec<O, 2> *>(at + l.first) = {{ii_down<O>(a), ii_down<O>(b)}};
+        continue;
+      }
+      if (l.second > l.first) at[l.second] = ii_down<O>(b);
+    }
+    at[l.first] = ii_down<O>(a);
   }
 }
 

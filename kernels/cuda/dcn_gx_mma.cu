@@ -83,9 +83,8 @@ __device__ __forceinline__ bool stage_gy(const work<T, O> &w, int q) {
   return (bad & 0x80008000u) != 0;
 }
 
-/* A tap's four corners in a row of A. Returns bits of the blocks of 16 pixels (two rows of the
- * tile) it touches. */
-__device__ __forceinline__ unsigned add_tap(float *row, int y, int x, float lx, float ly, float m) {
+/* A tap's four corners in a row of A; (y, x): the top left one, within the tile. */
+__device__ __forceinline__ void add_tap(float *row, int y, int x, float lx, float ly, float m) {
   const bool t = (unsigned)y < II_DCN_TILE, b = (unsigned)(y + 1) < II_DCN_TILE;
   const bool l = (unsigned)x < II_DCN_TILE, r = (unsigned)(x + 1) < II_DCN_TILE;
   const float top = (1.0f - ly) * m, bottom = ly * m;
@@ -99,8 +98,6 @@ __device__ __forceinline__ unsigned add_tap(float *row, int y, int x, float lx, 
   if (t && r) at[1] = v[1] + lx * top;
   if (b && l) at[II_DCN_TILE] = v[2] + (1.0f - lx) * bottom;
   if (b && r) at[II_DCN_TILE + 1] = v[3] + lx * bottom;
-  if (!l && !r) return 0;
-  return (t ? 1u << (y >> 1) : 0u) | (b ? 1u << ((y + 1) >> 1) : 0u);
 }
 
 /* Raises *top to the largest exponent (biased) of the modulations of the warp's outputs; mask: this
@@ -136,7 +133,7 @@ build_row(const ii_dcn_shape<float> &s, const work<T, O> &w, int ho, int wo, int
           const O *offset, const O *mask, const ii_dcn_norm<float> &r, float factor) {
   float *row = w.a + threadIdx.x % 32 * PITCH;
   const ii_dcn_grid g = ii_dcn_grid_of(s, ho, wo);
-  unsigned blocks = 0;
+  int top = II_DCN_TILE, bottom = 0; /* rows of the tile between which taps fall */
   float column = 0.0f;
 #pragma unroll 1
   for (int k = 0; k < TAPS; k += 3, column += g.step_x)
@@ -147,9 +144,15 @@ build_row(const ii_dcn_shape<float> &s, const work<T, O> &w, int ho, int wo, int
       if (!ii_dcn_sample_of(g, s.scale, column, float(j) * g.step_y, dx, dy, &p)) continue;
       if (only >= 0 && only != k + j) continue;
       const float m = ii_dcn_modulation(s, r, float(ii_up(mask[k + j]))) * factor;
-      blocks |= add_tap(row, p.y - w.t.y, p.x - w.t.x, p.lx, p.ly, m);
+      const int y = p.y - w.t.y;
+      top = min(top, y);
+      bottom = max(bottom, y + 1);
+      add_tap(row, y, p.x - w.t.x, p.lx, p.ly, m);
     }
-  return blocks;
+  if (top >= II_DCN_TILE) return 0;
+  top = max(top, 0) >> 1;
+  bottom = min(bottom, II_DCN_TILE - 1) >> 1;
+  return bottom < top ? 0u : (2u << bottom) - (1u << top);
 }
 
 /* Block b of A, 32 rows x 16 numbers, from fp32 to 16 first parts and 16 second parts per row. */
@@ -328,10 +331,9 @@ __device__ __forceinline__ bool gather(const ii_dcn_shape<float> &s, const ii_dc
     clear(w.a, last);
     if (__any_sync(II_FULL_MASK, bad)) return false;
     __syncwarp();
-    constexpr int front = ii_dcn_words<O, 2 * TAPS>;
     const uint32_t *om = w.om + lane * ii_dcn_om_words<O>;
-    const O *mask = reinterpret_cast<const O *>(om + front) + ii_dcn_skew(w.mask + q * s.mask_row);
-    const O *offset = reinterpret_cast<const O *>(om) + ii_dcn_skew(w.offset + q * s.offset_row);
+    const O *offset = reinterpret_cast<const O *>(om);
+    const O *mask = reinterpret_cast<const O *>(om + ii_dcn_om_front<O>);
     const unsigned before = top;
     const ii_dcn_norm<float> r = ii_dcn_norm_of(s, TAPS, mask);
     if (!raise_top(s, mask, r, &top)) return false;

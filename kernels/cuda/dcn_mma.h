@@ -7,52 +7,59 @@
 
 enum { II_DCN_ROWS = 32, II_DCN_TAPS = 9 };
 
-/* 4-byte words that n neighbouring elements of O take, wherever the first one lies. */
-template <typename O, int n> constexpr int ii_dcn_words = sizeof(O) == 4 ? n : n / 2 + 1;
-template <typename O>
-constexpr int ii_dcn_om_words = ii_dcn_words<O, 2 * II_DCN_TAPS> + ii_dcn_words<O, II_DCN_TAPS>;
+/* Offsets and modulations of an output and group in shared memory: 4-byte words, the offsets of tap
+ * k from element 2k, the modulations from word ii_dcn_om_front on. An odd number of words, so that
+ * the rows of different lanes lie on different banks. */
+template <typename O> constexpr int ii_dcn_om_front = 18 * (int)sizeof(O) / 4;
+template <typename O> constexpr int ii_dcn_om_used = ii_dcn_om_front<O> + (sizeof(O) == 4 ? 9 : 5);
+template <typename O> constexpr int ii_dcn_om_words = ii_dcn_om_used<O> | 1;
 
 /* Elements from a row of 16-bit channels to the next in shared memory: 16 bytes more than a row, so
  * that 8 rows lie on different banks. */
 template <int N> constexpr int ii_dcn_pitch = N + 8;
 
-/* Word j of those that hold the n elements at p; element i is then element i + skew of the words,
- * skew = ii_dcn_skew(p). Reads nothing that is not among them. */
-template <typename O> __device__ __forceinline__ int ii_dcn_skew(const O *p) {
-  return sizeof(O) == 4 ? 0 : (int)(reinterpret_cast<uintptr_t>(p) / 2 % 2);
-}
-template <typename O>
-__device__ __forceinline__ void ii_dcn_copy_word(const O *p, int n, int j, uint32_t *to) {
-  if constexpr (sizeof(O) == 4) {
-    memcpy(to + j, p + j, 4);
-  } else {
-    const int first = 2 * j - ii_dcn_skew(p);
-    if (first >= 0 && first + 1 < n)
-      to[j] = *reinterpret_cast<const uint32_t *>(p + first);
-    else if (first == n - 1)
-      reinterpret_cast<O *>(to + j)[0] = p[first];
-    else if (first == -1)
-      reinterpret_cast<O *>(to + j)[1] = p[0];
-  }
+/* What this lane moves when a warp copies offsets and modulations: rows row, row + at_once, ... of
+ * the warp's 32, of them word `word`, which holds element `first` and, in 16 bits, `second` of the
+ * offsets or modulations; the same element twice where there is none for the second half. Elements
+ * are moved one by one: those of v4 begin at odd places in every other group. */
+template <typename O> struct ii_dcn_om_lane {
+  static constexpr int at_once = ii_dcn_om_used<O> <= 16 ? 2 : 1, each = sizeof(O) == 4 ? 1 : 2;
+  int row, word, first, second;
+  bool used, modulation;
+};
+template <typename O> __device__ __forceinline__ ii_dcn_om_lane<O> ii_dcn_om_lane_of() {
+  constexpr int each = ii_dcn_om_lane<O>::each, wide = 32 / ii_dcn_om_lane<O>::at_once;
+  const int lane = threadIdx.x % 32;
+  ii_dcn_om_lane<O> l;
+  l.row = lane / wide;
+  l.used = lane % wide < ii_dcn_om_used<O>;
+  l.word = l.used ? lane % wide : 0;
+  l.modulation = l.word >= ii_dcn_om_front<O>;
+  const int n = l.modulation ? II_DCN_TAPS : 2 * II_DCN_TAPS;
+  l.first = each * (l.word - (l.modulation ? ii_dcn_om_front<O> : 0));
+  l.second = l.first + each - 1 < n ? l.first + each - 1 : l.first;
+  return l;
 }
 
-/* Offsets and modulations of the lanes' outputs q to om[II_DCN_ROWS][ii_dcn_om_words] in shared
- * memory, the modulations from word ii_dcn_words<O, 18> of a row on. offset, mask: of the group in
- * output 0 of the image. */
+/* Offsets and modulations of the lanes' outputs q to om[II_DCN_ROWS][ii_dcn_om_words]. offset,
+ * mask: of the group in output 0 of the image. */
 template <typename O>
 __device__ __forceinline__ void ii_dcn_stage_om(const ii_dcn_shape<float> &s, const O *offset,
                                                 const O *mask, int q, uint32_t *om) {
-  constexpr int words = ii_dcn_om_words<O>, front = ii_dcn_words<O, 2 * II_DCN_TAPS>;
-  constexpr int at_once = words <= 16 ? 2 : 1; /* rows */
-  const int lane = threadIdx.x % 32, row = lane / (32 / at_once), j = lane % (32 / at_once);
-#pragma unroll 16
-  for (int r = 0; r < II_DCN_ROWS; r += at_once) {
-    const int64_t from = __shfl_sync(II_FULL_MASK, q, r + row);
-    uint32_t *to = om + (r + row) * words;
-    if (j < front)
-      ii_dcn_copy_word(offset + from * s.offset_row, 2 * II_DCN_TAPS, j, to);
-    else if (j < words)
-      ii_dcn_copy_word(mask + from * s.mask_row, II_DCN_TAPS, j - front, to + front);
+  typedef ii_dcn_om_lane<O> lane_type;
+  const lane_type l = ii_dcn_om_lane_of<O>();
+  const O *from = l.modulation ? mask : offset;
+  const int64_t apart = l.modulation ? s.mask_row : s.offset_row;
+  const O *first = from + l.first, *second = from + l.second;
+  uint32_t *to = om + l.row * ii_dcn_om_words<O> + l.word;
+#pragma unroll 8
+  for (int r = 0; r < II_DCN_ROWS; r += lane_type::at_once) {
+    const int64_t at = __shfl_sync(II_FULL_MASK, q, r + l.row) * apart;
+    ii_vec<O, lane_type::each> v;
+    v.v[0] = first[at];
+    if constexpr (lane_type::each == 2) v.v[1] = second[at];
+    if (l.used) *reinterpret_cast<ii_vec<O, lane_type::each> *>(to) = v;
+    to += lane_type::at_once * ii_dcn_om_words<O>;
   }
 }
 
