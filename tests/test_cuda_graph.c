@@ -214,6 +214,7 @@ static void same_with_graphs(const char *name, const char *const *keys, int coun
   assert_int_equal(graphs_of(&on), kinds);
   assert_int_equal(times_said(RECORDED), kinds);
   same_state(&off, &on);
+  assert_true(off.c->macs == on.c->macs && off.c->dcn_macs == on.c->dcn_macs);
   ii_optimizer_look(&on.o, &u);
   print_message("%s: %d graphs, %d updates, %d skipped, loss %.4f\n", name, kinds, (int)u.t,
                 (int)u.skipped, u.loss_sum / (double)(u.loss_count ? u.loss_count : 1));
@@ -324,10 +325,10 @@ static void test_scratch_grows(void **unused) {
   const int64_t before = ii_engine_scratch_bytes(&on.c->k);
   ii_tensor *x = ii_tensor_persistent(on.c, II_F32, 2, (int64_t[]){ROWS, COLUMNS}, II_MEM_INPUT);
   ii_tensor *y = ii_tensor_persistent(on.c, II_F32, 1, (int64_t[]){COLUMNS}, II_MEM_INPUT);
-  ii_tensor *w = ii_tensor_persistent(on.c, II_F32, 2, (int64_t[]){1, COLUMNS}, II_MEM_INPUT);
+  ii_tensor *w = ii_tensor_persistent(on.c, II_F32, 2, (int64_t[]){2, COLUMNS}, II_MEM_INPUT);
   ii_layer_norm_args a = {.real = II_F32, .x_dtype = II_F32, .y_dtype = II_F32};
   a.rows = ROWS, a.C = COLUMNS, a.eps = 1e-6, a.x = a.gy = ii_data(x), a.gamma = ii_data(y);
-  a.mean = a.rstd = ii_data(x), a.ggamma = ii_data(w), a.gbeta = ii_data(w);
+  a.mean = a.rstd = ii_data(x), a.ggamma = ii_data(w), a.gbeta = (float *)ii_data(w) + COLUMNS;
   assert_int_equal(ii_cuda_layer_norm_bwd(&on.c->k, &a), 0);
   ii_tensor_free(x);
   ii_tensor_free(y);

@@ -98,6 +98,7 @@ static ii_status record(ii_step *s, ii_step_kind *k, const ii_input_batch *b, in
   bool *before = malloc((size_t)p->count * sizeof *before + 1);
   if (!before) return ii_error_set(err, II_ERR_MEMORY, "out of host memory");
   get_valid(p, before);
+  const int64_t macs = c->macs, dcn_macs = c->dcn_macs;
   ii_graph_destroy(&c->k, &k->graph);
   bool failed = ii_graph_begin(&c->k) != 0;
   if (!failed) {
@@ -107,6 +108,8 @@ static ii_status record(ii_step *s, ii_step_kind *k, const ii_input_batch *b, in
     get_valid(p, k->after);
     failed = ii_graph_end(&c->k, ii_ok(c) ? &k->graph : NULL) != 0 || !ii_ok(c);
     set_valid(p, before);
+    k->macs = c->macs - macs, k->dcn_macs = c->dcn_macs - dcn_macs;
+    c->macs = macs, c->dcn_macs = dcn_macs;
   }
   free(before);
   if (failed) return go_on_without(s, err);
@@ -150,6 +153,8 @@ ii_status ii_step_run(ii_step *s, const ii_input_batch *b, int64_t step, ii_erro
   if (ii_graph_launch(&c->k, &k->graph))
     return ii_error_set(&c->err, II_ERR_DEVICE, "%s", c->k.error), context_status(c, err);
   set_valid(s->params, k->after);
+  c->macs += k->macs;
+  c->dcn_macs += k->dcn_macs;
   return II_OK;
 }
 

@@ -25,9 +25,10 @@ enum { II_STEP_KINDS = 4 };
 
 typedef struct {
   ii_graph graph;
-  uint64_t layout; /* when the last step of this kind began */
-  int same;        /* steps without graph that began with this layout */
-  bool *after;     /* which parameters have a gradient after a step of the graph */
+  uint64_t layout;        /* when the last step of this kind began */
+  int same;               /* steps without graph that began with this layout */
+  bool *after;            /* which parameters have a gradient after a step of the graph */
+  int64_t macs, dcn_macs; /* what a step of the graph adds to those of the context */
 } ii_step_kind;
 
 typedef struct {
