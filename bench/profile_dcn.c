@@ -1,15 +1,17 @@
 /* Counts what the deformable convolution asks of a GPU's memory, without a GPU: the emulator's
  * memory profile (docs/emulation.md) of the CUDA kernels at the published shapes.
  *
- *   profile_dcn [--set paper|tiny|small|base|large] [--shape N] [--batch B] [--only LAYOUT]...
- *               [--dtype f32|f16|bf16]... [--sd 0.5] [--deterministic 1] [--check 1]
+ *   profile_dcn [--set paper|tiny|small|base|large] [--shape N] [--batch B] [--most E]
+ *               [--only LAYOUT]... [--dtype f32|f16|bf16]... [--sd 0.5] [--deterministic 1]
+ *               [--check 1]
  *
  * One JSON object per line, shape, layout (dcnv3, dcnv4, dcnv4_joint), type and direction: bytes
  * from and to DRAM beside the least possible (every input read and every result written once),
  * starting and ending with an empty second-level cache of II_EMU_L2_MB; widths of the loads of
  * values; sectors per request; atomics per element of the input; registers, shared memory and warps
  * per multiprocessor of every kernel. --shape N: that one of the set alone, counted from 0; --batch
- * B: instead of the shape's images. --check 1: exit status 1 when a count is over its bound. */
+ * B: instead of the shape's images; --most E: shapes of more than E million elements are left out.
+ * --check 1: exit status 1 when a count is over its bound. */
 #include <stdbool.h>
 #include "bench/dcn_problem.h"
 #include "bench/occupancy.h"
@@ -26,7 +28,7 @@ typedef struct {
   const char *set;
   int shape, batch;
   bool layout[3], dtype[II_DTYPE_COUNT], check;
-  double sd;
+  double sd, most;
   int over; /* bounds that were not kept */
 } options;
 
@@ -188,6 +190,10 @@ static void run(ii_kctx *k, options *o) {
     dcn_shape s = dcn_shapes[i];
     if (strcmp(s.set, o->set) || (++number != o->shape && o->shape >= 0)) continue;
     if (o->batch) s.images = o->batch;
+    if ((double)(s.images ? s.images : 8) * s.H * s.W * s.C > 1e6 * o->most) {
+      fprintf(stderr, "profile_dcn: left out by --most: %dx%dx%d\n", s.H, s.W, s.C);
+      continue;
+    }
     for (int t = 0; t < II_DTYPE_COUNT; t++)
       for (int l = 0; l < 3 && o->dtype[t]; l++) {
         if (!o->layout[l]) continue;
@@ -212,7 +218,8 @@ static void choose(options *o, const char *option, const char *value) {
 }
 
 static void parse(options *o, int argc, char **argv) {
-  *o = (options){.engine = {.device = II_CUDA}, .set = "paper", .shape = -1, .sd = 0.5};
+  *o =
+      (options){.engine = {.device = II_CUDA}, .set = "paper", .shape = -1, .sd = 0.5, .most = 1e6};
   for (int i = 1; i < argc; i += 2) {
     if (i + 1 == argc) fail("an option lacks its value");
     const char *value = argv[i + 1];
@@ -220,6 +227,8 @@ static void parse(options *o, int argc, char **argv) {
       o->shape = atoi(value);
     else if (!strcmp(argv[i], "--batch"))
       o->batch = atoi(value);
+    else if (!strcmp(argv[i], "--most"))
+      o->most = atof(value);
     else if (!strcmp(argv[i], "--sd"))
       o->sd = atof(value);
     else if (!strcmp(argv[i], "--deterministic"))
