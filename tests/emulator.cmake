@@ -54,3 +54,10 @@ foreach(seed 0 -1 3)
   add_test(NAME test_profile_${seed} COMMAND test_profile)
   set_tests_properties(test_profile_${seed} PROPERTIES LABELS cuda ENVIRONMENT II_EMU_SEED=${seed})
 endforeach()
+
+# The last launch of the test, as the file of II_EMU_PROFILE has it.
+add_test(NAME test_profile_file COMMAND sh -c
+  "II_EMU_PROFILE=profile.jsonl $<TARGET_FILE:test_profile> && \
+   grep -q '^{.launch.: 0, .name.: .transpose_tiled<33>., .*.dram_read.: 4096, .dram_written.: 4096, \
+.*.wavefronts.: 32}.*.bytes.: 16384,.*}$' profile.jsonl")
+set_tests_properties(test_profile_file PROPERTIES LABELS cuda ENVIRONMENT II_EMU_L2_MB=1)
