@@ -30,6 +30,8 @@ typedef struct ii_ctx {
   /* random position of drop path: (seed, step, number of the draw within the step) */
   uint64_t seed, step;
   uint64_t draw;
+  const int64_t *step_at; /* where the step stands in the engine's memory, instead of `step`: for
+                             steps that are recorded; NULL: nowhere */
 
   /* multiply-adds of the forward passes so far: matmul and convolution, and the DCN core counted
    * as the authors do, 5*Ho*Wo*K*C */

@@ -84,8 +84,8 @@ void ii_backward_slice(ii_ctx *c, ii_node *n) {
   bool acc;
   void *gx = ii_grad_target(c, x, &acc);
   if (gx && !acc)
-    ii_run_fill(c,
-                &(ii_fill_args){.real = c->real, .y_dtype = x->dtype, .n = ii_numel(x), .y = gx});
+    ii_run_fill(c, &(ii_fill_args){
+                       .real = c->real, .y_dtype = x->dtype, .rows = 1, .n = ii_numel(x), .y = gx});
   copy_columns(c, n->out->grad, 0, gx, ii_last(x), *(int64_t *)n->args, ii_last(n->out), true);
 }
 

@@ -14,6 +14,10 @@
 /* y[...,out] = x[...,in] w[out,in]^T + b[out]; b may be NULL. */
 ii_tensor *ii_linear(ii_ctx *c, ii_tensor *x, ii_tensor *w, ii_tensor *b);
 
+/* gelu(linear(x, w, b)) with GELU in its erf form; what is kept for backward is x and the linear
+ * layer's result, which is rounded to `compute` as by ii_linear. */
+ii_tensor *ii_linear_gelu(ii_ctx *c, ii_tensor *x, ii_tensor *w, ii_tensor *b);
+
 /* x[N,H,W,C], w[O,C,kh,kw], b[O] or NULL -> [N,Ho,Wo,O], Ho = (H + 2*pad - kh)/stride + 1. */
 ii_tensor *ii_conv2d(ii_ctx *c, ii_tensor *x, ii_tensor *w, ii_tensor *b, int stride, int pad);
 
@@ -58,15 +62,20 @@ typedef struct {
   double offset_scale;
 } ii_dcn_geometry;
 
-/* x[N,H,W,C], offset[N,Ho,Wo,G*K*2], mask[N,Ho,Wo,G*K] -> [N,Ho,Wo,C]. With geometry.softmax, mask
- * holds logits. Ho = (H + 2*pad_h - (dilation_h*(kernel_h-1)+1))/stride_h + 1, Wo alike. */
-ii_tensor *ii_dcnv3(ii_ctx *c, ii_tensor *x, ii_tensor *offset, ii_tensor *mask,
+/* x[N,H,W,C], offset_mask[N,Ho,Wo,P], P >= 3*G*K: 2*G*K offsets (x,y interleaved), then G*K
+ * modulations; the tail is ignored and gets zero gradient -> [N,Ho,Wo,C]. With geometry.softmax,
+ * modulations are logits. Ho = (H + 2*pad_h - (dilation_h*(kernel_h-1)+1))/stride_h + 1, Wo alike.
+ */
+ii_tensor *ii_dcnv3(ii_ctx *c, ii_tensor *x, ii_tensor *offset_mask,
                     const ii_dcn_geometry *geometry);
 
 /* offset_mask[N,Ho,Wo,P], P >= 3*G*K (the official module pads to a multiple of 8): per group 2K
  * offsets (x,y interleaved), then K modulations; the tail is ignored and gets zero gradient. */
 ii_tensor *ii_dcnv4(ii_ctx *c, ii_tensor *x, ii_tensor *offset_mask,
                     const ii_dcn_geometry *geometry);
+/* The same with both in one tensor [N,H,W,channels+P], x first; Ho = H, Wo = W. */
+ii_tensor *ii_dcnv4_joint(ii_ctx *c, ii_tensor *x_offset_mask, int64_t channels,
+                          const ii_dcn_geometry *geometry);
 
 /* y = x + keep[n]*gamma[c]*f; x[N,...,C] of type real, f of the same shape; gamma[C] and keep[N]
  * may be NULL. keep gets no gradient. */

@@ -85,6 +85,7 @@ static void drop_chunk(ii_pool *p, ii_block *b) {
 /* Drops the chunks in which nothing is in use. False when there was none. */
 static bool drop_free_chunks(ii_pool *p) {
   bool dropped = false;
+  if (p->fixed) return false;
   for (ii_block *b = p->free_list, *next; b; b = next) {
     next = b->free_next;
     if (b->prev || b->next) continue;
@@ -98,6 +99,7 @@ static bool drop_free_chunks(ii_pool *p) {
 /* Memory for a chunk of *size bytes, or of `least` where there is not as much. False when there is
  * not even that. *memory stays NULL in plan mode. */
 static bool reserve(ii_pool *p, size_t least, size_t *size, void **memory) {
+  if (p->fixed) return false;
   if (p->limit && p->reserved + (int64_t)*size > p->limit) *size = least;
   if (p->limit && p->reserved + (int64_t)*size > p->limit) return false;
   if (!p->k || !ii_device_alloc(p->k, *size, memory)) return true;
@@ -250,6 +252,21 @@ void ii_block_release(ii_block *b) {
   } else {
     free_list_add(p, b);
   }
+}
+
+static uint64_t mix_in(uint64_t hash, uint64_t v) {
+  hash = (hash ^ v) * 0x9E3779B97F4A7C15u;
+  return hash ^ hash >> 29;
+}
+
+uint64_t ii_pool_layout(const ii_pool *p) {
+  uint64_t hash = 1;
+  for (const ii_chunk *c = p->chunks; c; c = c->next) {
+    hash = mix_in(mix_in(hash, (uintptr_t)c->memory), c->size);
+    for (const ii_block *b = c->first; b; b = b->next)
+      if (b->refs) hash = mix_in(mix_in(hash, (uintptr_t)b->data), b->size);
+  }
+  return hash;
 }
 
 void ii_pool_reset_peak(ii_pool *p) {

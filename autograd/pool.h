@@ -47,6 +47,7 @@ typedef struct ii_pool {
   int64_t reserved;            /* bytes of all chunks */
   int64_t live, peak;          /* bytes in blocks that are in use */
   int64_t live_by_class[II_MEM_CLASSES], peak_by_class[II_MEM_CLASSES]; /* the latter at `peak` */
+  bool fixed;             /* no chunk may come or go: what does not fit into those is refused */
   int64_t limit;          /* refuse to reserve more than this; 0: no limit */
   uintptr_t next_address; /* ii_block.address of the next chunk */
 } ii_pool;
@@ -66,6 +67,10 @@ ii_block *ii_pool_alloc(ii_pool *p, size_t bytes, ii_mem_class use, ii_error *er
 void ii_block_retain(ii_block *b);
 /* Drops one reference; the last one returns the block to the pool. */
 void ii_block_release(ii_block *b);
+
+/* A number that stays the same as long as the blocks in use lie where they lay, and no chunk has
+ * come or gone: then the same requests get the same memory, and what is free was free. */
+uint64_t ii_pool_layout(const ii_pool *p);
 
 /* Forgets the peak seen so far: it restarts at what is live now. */
 void ii_pool_reset_peak(ii_pool *p);

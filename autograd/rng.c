@@ -6,13 +6,8 @@ void ii_philox4x32(const uint32_t key[2], const uint32_t ctr[4], uint32_t out[4]
 }
 
 ii_rng ii_rng_make(uint64_t seed, ii_rng_purpose purpose, uint64_t a, uint64_t b) {
-  const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-  const uint32_t ctr[4] = {(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b,
-                           (uint32_t)(b >> 32) ^ ((uint32_t)purpose << 24)};
-  uint32_t id[4];
-  ii_philox4x32(key, ctr, id);
-  /* 128 mixed bits: 64 become the key, 64 the fixed part of the counter */
-  return (ii_rng){.key = {id[0], id[1]}, .ctr = {0, 0, id[2], id[3]}};
+  const ii_philox_stream s = ii_philox_stream_of(seed, (uint32_t)purpose, a, b);
+  return (ii_rng){.key = {s.key[0], s.key[1]}, .ctr = {0, 0, s.tail[0], s.tail[1]}};
 }
 
 ii_philox_stream ii_rng_stream(const ii_rng *r) {

@@ -31,8 +31,7 @@ typedef struct {
 /* One Philox4x32-10 block: out = philox(key, ctr). */
 void ii_philox4x32(const uint32_t key[2], const uint32_t ctr[4], uint32_t out[4]);
 
-/* The stream of (seed, purpose, a, b), at its beginning. The identity is mixed by one Philox call,
- * so nearby seeds and indices give unrelated streams. */
+/* The stream of (seed, purpose, a, b) (ii_philox_stream_of), at its beginning. */
 ii_rng ii_rng_make(uint64_t seed, ii_rng_purpose purpose, uint64_t a, uint64_t b);
 
 /* The same stream from its beginning, for kernels that draw number i by themselves. */

@@ -74,6 +74,15 @@ static ii_tensor *grad_shell(ii_ctx *c, ii_tensor *x) {
   return g;
 }
 
+static void fill(ii_ctx *c, ii_tensor *t, double value) {
+  ii_run_fill(c, &(ii_fill_args){.real = c->real,
+                                 .y_dtype = t->dtype,
+                                 .rows = 1,
+                                 .n = ii_numel(t),
+                                 .value = value,
+                                 .y = ii_data(t)});
+}
+
 static void add_into(ii_ctx *c, ii_tensor *dst, const ii_tensor *src) {
   ii_run_add_fwd(c, &(ii_add_args){.real = ii_dtype_real(dst->dtype),
                                    .x_dtype = dst->dtype,
@@ -93,10 +102,26 @@ static void grad_own(ii_ctx *c, ii_tensor *x) {
   ii_block_release(old);
 }
 
+/* The gradient of a joint parameter holds something when that of any part does; parts that have
+ * none yet join in with zeros. */
+static bool joint_grad(ii_ctx *c, ii_joint *j) {
+  bool any = false;
+  for (int i = 0; i < j->parts; i++) any |= j->part[i]->needs_grad && j->part[i]->grad_valid;
+  for (int i = 0; i < j->parts; i++) {
+    ii_tensor *p = j->part[i];
+    if (!p->needs_grad) continue;
+    if (any && !p->grad_valid) fill(c, p->grad, 0);
+    p->grad_valid = true;
+  }
+  return any;
+}
+
 void *ii_grad_target(ii_ctx *c, ii_tensor *x, bool *acc) {
   *acc = false;
   if (!x || !x->needs_grad) return NULL;
-  if (x->persistent) {
+  if (x->joint && x->joint->whole == x) {
+    *acc = joint_grad(c, x->joint);
+  } else if (x->persistent) {
     *acc = x->grad_valid;
     x->grad_valid = true;
   } else if (x->grad) {
@@ -151,10 +176,7 @@ static void walk_back(ii_ctx *c) {
 void ii_backward(ii_ctx *c, ii_tensor *loss, double scale) {
   II_ASSERT(ii_numel(loss) == 1, "backward from %lld elements", (long long)ii_numel(loss));
   bool acc;
-  void *g = ii_grad_target(c, loss, &acc);
-  if (g)
-    ii_run_fill(c, &(ii_fill_args){
-                       .real = c->real, .y_dtype = loss->dtype, .n = 1, .value = scale, .y = g});
+  if (ii_grad_target(c, loss, &acc)) fill(c, loss->grad, scale);
   walk_back(c);
 }
 

@@ -93,6 +93,25 @@ ii_tensor *ii_tensor_persistent(ii_ctx *c, ii_dtype dtype, int ndim, const int64
   return t;
 }
 
+ii_tensor *ii_tensor_rows(ii_ctx *c, const ii_tensor *of, int64_t first, int64_t rows) {
+  II_ASSERT(of->persistent && first >= 0 && rows >= 0 && first + rows <= of->shape[0],
+            "rows %lld to %lld of %lld", (long long)first, (long long)(first + rows),
+            (long long)of->shape[0]);
+  ii_tensor *t = calloc(1, sizeof *t);
+  if (!t) {
+    ii_error_set(&c->err, II_ERR_MEMORY, "out of host memory");
+    return NULL;
+  }
+  set_shape(t, of->dtype, of->ndim, of->shape);
+  t->shape[0] = 1;
+  t->offset = of->offset + (size_t)(first * ii_numel(t)) * ii_dtype_size(t->dtype);
+  t->shape[0] = rows;
+  t->persistent = true;
+  t->mem = of->mem;
+  ii_block_retain(t->mem);
+  return t;
+}
+
 void ii_tensor_free(ii_tensor *t) {
   if (!t) return;
   II_ASSERT(t->persistent, "a tensor of %d dimensions that belongs to a scope", t->ndim);

@@ -10,8 +10,21 @@
 
 #define II_MAX_DIMS 6
 
+#define II_JOINT_PARTS 3
+
+/* A joint parameter: a matrix (or vector) whose rows are those of several parameters, so that one
+ * product computes what all of them do; see ii_params_join. */
+typedef struct ii_joint {
+  struct ii_tensor *whole;
+  struct ii_tensor *part[II_JOINT_PARTS]; /* views on rows of `whole` */
+  int parts;
+  int64_t used; /* rows that are parameters; the others are zero */
+  struct ii_joint *next;
+} ii_joint;
+
 typedef struct ii_tensor {
   ii_block *mem; /* NULL after a failed op */
+  size_t offset; /* bytes from the start of mem: parts of a joint parameter */
   ii_dtype dtype;
   int ndim;
   int64_t shape[II_MAX_DIMS];
@@ -20,13 +33,14 @@ typedef struct ii_tensor {
   bool grad_valid;        /* persistent tensors: grad holds something; false means "as if zero" */
   struct ii_tensor *grad; /* same shape and type (parameters: type real); NULL: none yet */
   struct ii_tensor *low;  /* parameters under mixed precision: the bf16 copy that compute reads */
+  struct ii_joint *joint; /* a joint parameter, or a part of one; otherwise NULL */
   struct ii_tensor *next; /* list in the context */
 } ii_tensor;
 
 struct ii_ctx;
 
 static inline void *ii_data(const ii_tensor *t) {
-  return t && t->mem ? t->mem->data : NULL;
+  return t && t->mem && t->mem->data ? (char *)t->mem->data + t->offset : NULL;
 }
 
 static inline int64_t ii_numel(const ii_tensor *t) {

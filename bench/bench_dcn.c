@@ -1,23 +1,33 @@
-/* Times the deformable convolution and the depthwise convolution on the shapes of InternImage-T and
- * FlashInternImage-T at 224 pixels.
+/* Times the deformable convolution and the depthwise convolution on the published shapes.
  *
  *   bench_dcn [--device cpu|cuda[:N]] [--threads N] [--repeat R] [--batch B] [--flush MIB]
- *             [--only dcnv3|dcnv4|dwconv] [--deterministic 1]
+ *             [--set tiny|small|base|large|paper|all] [--shape N] [--dtype f32|bf16|f16]...
+ *             [--only dcnv3|dcnv4|dcnv4_joint|dwconv]... [--softmax 1] [--deterministic 1]
  *
- * One JSON object per line: op, shape, dtype, device, forward and forward+backward in milliseconds
- * (median, minimum and the 90th percentile over R repetitions; on a GPU between two events), and
- * the bytes that must move at least. Caches are warm on the CPU and filled with --flush MiB (128)
- * of other data on a GPU. --deterministic 1: the backward without atomics. Offsets are normal with
- * a standard deviation of half a pixel, as in trained models. */
+ * One JSON object per line: op, shape, dtype, device; forward, backward and forward+backward in
+ * milliseconds (median, minimum and the 90th percentile over R repetitions; on a GPU between two
+ * events), and the bytes that must move at least. On a GPU the first lines give the bandwidth of a
+ * copy, measured, and of the first-level caches, computed (128 bytes per cycle and multiprocessor
+ * at the highest clock); the results then say how much of both they reach: *_pct_copy of the bytes
+ * that must move, *_pct_l1 of the 36 corners per output channel that both directions read.
+ *
+ * Sets: dcn_problem.h; --batch for shapes without a number of images. --shape N: that one of its
+ * set alone. Caches are warm on the CPU and filled with --flush MiB (512) of other data on a GPU.
+ * --softmax 0: DCNv3's modulations come as they are. --deterministic 1: the backward without
+ * atomics. Offsets are normal with a standard deviation of half a pixel, as in trained models. */
 #include "autograd/ctx.h"
-#include "bench/measure_device.h"
+#include "bench/dcn_problem.h"
 #include "train/process.h"
+
+enum { DWCONV = 3, OPS }; /* after the layouts */
 
 typedef struct {
   ii_engine_options engine;
-  int repeat, batch, flush_mib;
-  const char *only;
+  int repeat, batch, flush_mib, shape;
+  const char *set;
+  bool only[OPS], dtype[II_DTYPE_COUNT], softmax;
   measure_device on;
+  double copy_gb_s; /* 0: not measured */
 } options;
 
 static void fail(const char *why) {
@@ -25,49 +35,41 @@ static void fail(const char *why) {
   exit(1);
 }
 
-/* Device memory for n elements of type t; goes back by release. */
-static void *memory(options *o, int64_t n, ii_dtype t) {
-  void *p;
-  measure_must(o->on.k, ii_device_alloc(o->on.k, (size_t)n * ii_dtype_size(t), &p));
-  return p;
-}
-
-static void release(options *o, void *p, int64_t n, ii_dtype t) {
-  ii_device_free(o->on.k, p, (size_t)n * ii_dtype_size(t));
-}
-
-/* n normal numbers. */
-static void *normal(options *o, int64_t n, ii_dtype t, double sd, uint64_t stream) {
-  void *p = memory(o, n, t);
-  measure_fill_normal(o->on.k, p, t, n, sd, stream);
-  return p;
-}
-
 typedef int (*kernel)(ii_kctx *k, const void *a);
 
-/* Repeats fwd, then fwd and bwd, and prints one line. */
-static void measure(ii_kctx *k, options *o, const char *what, kernel fwd, kernel bwd,
-                    const void *args, double fwd_bytes, double both_bytes) {
-  double *t[2];
-  for (int both = 0; both < 2; both++) {
-    t[both] = measure_buffer((size_t)o->repeat * sizeof(double));
+/* What is timed: a call, or two. */
+typedef struct {
+  const char *name;
+  kernel first, second; /* NULL: nothing */
+  double bytes, gathered;
+} direction;
+
+static void print_times(const options *o, const direction *d, measure_spread t) {
+  printf(", \"%s_ms\": %.4f, \"%s_min_ms\": %.4f, \"%s_p90_ms\": %.4f, \"%s_MB\": %.1f", d->name,
+         t.median, d->name, t.min, d->name, t.p90, d->name, d->bytes * 1e-6);
+  if (o->copy_gb_s > 0)
+    printf(", \"%s_pct_copy\": %.1f", d->name, 1e-4 * d->bytes / t.median / o->copy_gb_s);
+  if (o->copy_gb_s > 0 && o->on.l1_gb_s > 0 && d->gathered > 0)
+    printf(", \"%s_pct_l1\": %.1f", d->name, 1e-4 * d->gathered / t.median / o->on.l1_gb_s);
+}
+
+/* Repeats each direction and prints one line. */
+static void measure(ii_kctx *k, options *o, const char *what, const direction *d,
+                    const void *args) {
+  double *t = measure_buffer((size_t)o->repeat * sizeof *t);
+  printf("{%s, \"device\": \"%s\", \"threads\": %d", what, o->on.name, k->threads);
+  for (int n = 0; n < 3; n++) {
     for (int i = -2; i < o->repeat; i++) { /* two rounds to warm up */
       measure_start(&o->on);
-      if (fwd(k, args) || (both && bwd(k, args))) fail(k->error);
+      if (d[n].first(k, args) || (d[n].second && d[n].second(k, args))) fail(k->error);
       const double seconds = measure_stop(&o->on);
-      if (i >= 0) t[both][i] = 1e3 * seconds;
+      if (i >= 0) t[i] = 1e3 * seconds;
     }
+    print_times(o, &d[n], measure_summarise(t, o->repeat));
   }
-  measure_spread f = measure_summarise(t[0], o->repeat), b = measure_summarise(t[1], o->repeat);
-  printf("{%s, \"device\": \"%s\", \"threads\": %d, \"fwd_ms\": %.3f, \"fwd_min_ms\": %.3f, "
-         "\"fwd_p90_ms\": %.3f, "
-         "\"fwd_bwd_ms\": %.3f, \"fwd_bwd_min_ms\": %.3f, \"fwd_bwd_p90_ms\": %.3f, "
-         "\"fwd_MB\": %.1f, \"fwd_bwd_MB\": %.1f}\n",
-         what, o->on.name, k->threads, f.median, f.min, f.p90, b.median, b.min, b.p90,
-         fwd_bytes * 1e-6, both_bytes * 1e-6);
+  printf("}\n");
   fflush(stdout);
-  free(t[0]);
-  free(t[1]);
+  free(t);
 }
 
 #if II_HAVE_CUDA
@@ -88,111 +90,134 @@ static int dwconv_bwd(ii_kctx *k, const void *a) {
   return ON(dwconv2d_bwd, k, a);
 }
 
-/* 3x3, stride 1, padding 1, G groups; v4 packs offsets and modulations and may take the softmax. */
-static void bench_dcn(ii_kctx *k, options *o, bool v4, ii_dtype t, int64_t side, int64_t C,
-                      int64_t G) {
-  const int64_t K = 9, rows = o->batch * side * side, P = (3 * G * K + 7) / 8 * 8;
-  ii_dcn_args a = {.real = II_F32,
-                   .x_dtype = t,
-                   .om_dtype = t,
-                   .N = o->batch,
-                   .H = side,
-                   .W = side,
-                   .C = C,
-                   .G = G,
-                   .Ho = side,
-                   .Wo = side,
-                   .kh = 3,
-                   .kw = 3,
-                   .stride_h = 1,
-                   .stride_w = 1,
-                   .pad_h = 1,
-                   .pad_w = 1,
-                   .dil_h = 1,
-                   .dil_w = 1,
-                   .offset_scale = 1};
-  const size_t size = ii_dtype_size(t);
-  void *x = normal(o, rows * C, t, 1, 1), *gy = normal(o, rows * C, t, 1, 2);
-  void *y = memory(o, rows * C, t), *gx = memory(o, rows * C, t);
-  const int64_t om = v4 ? rows * P : rows * 3 * G * K; /* both kinds of values in one allocation */
-  char *taps = normal(o, om, t, 0.5, 3), *gtaps = memory(o, om, t);
-  const int64_t mask = v4 ? 2 * K : rows * 2 * G * K;
-  a.x = x, a.y = y, a.gy = gy, a.gx = gx, a.x_row = C;
-  a.offset = taps, a.mask = taps + (size_t)mask * size;
-  a.goffset = gtaps, a.gmask = gtaps + (size_t)mask * size;
-  a.offset_row = v4 ? P : 2 * G * K, a.offset_group = v4 ? 3 * K : 2 * K;
-  a.mask_row = v4 ? P : G * K, a.mask_group = v4 ? 3 * K : K;
-  char what[160];
-  snprintf(what, sizeof what,
-           "\"op\": \"%s\", \"shape\": \"%dx%lldx%lldx%lld\", \"groups\": %lld, \"dtype\": \"%s\"",
-           v4 ? "dcnv4" : "dcnv3", o->batch, (long long)side, (long long)side, (long long)C,
-           (long long)G, ii_dtype_name(t));
-  double act = (double)(rows * C) * (double)size, list = (double)om * (double)size;
-  measure(k, o, what, dcn_fwd, dcn_bwd, &a, 2 * act + list, 5 * act + 3 * list);
-  release(o, x, rows * C, t), release(o, gy, rows * C, t);
-  release(o, y, rows * C, t), release(o, gx, rows * C, t);
-  release(o, taps, om, t), release(o, gtaps, om, t);
+static void bench_dcn(ii_kctx *k, options *o, dcn_layout layout, ii_dtype t, const dcn_shape *s) {
+  dcn_problem p = dcn_open(k, layout, t, s, o->batch, 0.5);
+  p.args.softmax &= o->softmax;
+  const direction d[3] = {{"fwd", dcn_fwd, NULL, p.fwd_bytes, p.gathered},
+                          {"bwd", dcn_bwd, NULL, p.bwd_bytes, p.gathered},
+                          {"fwd_bwd", dcn_fwd, dcn_bwd, p.fwd_bytes + p.bwd_bytes, 2 * p.gathered}};
+  measure(k, o, p.what, d, &p.args);
+  dcn_close(k, &p);
 }
 
-static void bench_dwconv(ii_kctx *k, options *o, int kernel_size, ii_dtype t, int64_t side,
-                         int64_t C) {
-  const int64_t n = o->batch * side * side * C, nw = C * kernel_size * kernel_size;
+static void bench_dwconv(ii_kctx *k, options *o, int kernel_size, ii_dtype t, const dcn_shape *s) {
+  const int64_t N = s->images ? s->images : o->batch, C = s->C, n = N * s->H * s->W * C;
+  const int64_t nw = C * kernel_size * kernel_size;
   const size_t size = ii_dtype_size(t);
   ii_dwconv2d_args a = {
-      .real = II_F32, .x_dtype = t, .N = o->batch, .H = side, .W = side, .C = C, .k = kernel_size};
-  void *x = normal(o, n, t, 1, 1), *gy = normal(o, n, t, 1, 2), *w = normal(o, nw, II_F32, 1, 3);
-  void *y = memory(o, n, t), *gx = memory(o, n, t), *gw = memory(o, nw, II_F32),
-       *gb = memory(o, C, II_F32);
+      .real = II_F32, .x_dtype = t, .N = N, .H = s->H, .W = s->W, .C = C, .k = kernel_size};
+  void *x = dcn_memory(k, n, t), *gy = dcn_memory(k, n, t), *w = dcn_memory(k, nw, II_F32);
+  void *y = dcn_memory(k, n, t), *gx = dcn_memory(k, n, t), *gw = dcn_memory(k, nw, II_F32),
+       *gb = dcn_memory(k, C, II_F32);
+  measure_fill_normal(k, x, t, n, 1, 1);
+  measure_fill_normal(k, gy, t, n, 1, 2);
+  measure_fill_normal(k, w, II_F32, nw, 1, 3);
   a.x = x, a.w = w, a.y = y, a.gy = gy, a.gx = gx, a.gw = gw, a.gb = gb;
-  char what[160];
+  char what[192];
   snprintf(what, sizeof what,
-           "\"op\": \"dwconv%d\", \"shape\": \"%dx%lldx%lldx%lld\", \"dtype\": \"%s\"", kernel_size,
-           o->batch, (long long)side, (long long)side, (long long)C, ii_dtype_name(t));
-  double act = (double)n * (double)size;
-  measure(k, o, what, dwconv_fwd, dwconv_bwd, &a, 2 * act, 5 * act);
-  release(o, x, n, t), release(o, gy, n, t), release(o, y, n, t), release(o, gx, n, t);
-  release(o, w, nw, II_F32), release(o, gw, nw, II_F32), release(o, gb, C, II_F32);
+           "\"op\": \"dwconv%d\", \"set\": \"%s\", \"shape\": \"%lldx%dx%dx%d\", \"dtype\": \"%s\"",
+           kernel_size, s->set, (long long)N, s->H, s->W, s->C, ii_dtype_name(t));
+  const double act = (double)n * (double)size;
+  const direction d[3] = {{"fwd", dwconv_fwd, NULL, 2 * act, 0},
+                          {"bwd", dwconv_bwd, NULL, 3 * act, 0},
+                          {"fwd_bwd", dwconv_fwd, dwconv_bwd, 5 * act, 0}};
+  measure(k, o, what, d, &a);
+  void *const all[] = {x, gy, y, gx};
+  for (int i = 0; i < 4; i++) ii_device_free(k, all[i], (size_t)n * size);
+  ii_device_free(k, w, (size_t)nw * 4), ii_device_free(k, gw, (size_t)nw * 4);
+  ii_device_free(k, gb, (size_t)C * 4);
 }
 
-/* The four stages of the T models; D = 16 channels per group. */
+static void limits(options *o) {
+  if (o->engine.device != II_CUDA || measure_emulated(&o->on)) return;
+  o->copy_gb_s = measure_copy_rate(&o->on);
+  printf("{\"limit\": \"copy\", \"device\": \"%s\", \"GB_s\": %.2f}\n", o->on.name, o->copy_gb_s);
+  if (o->on.l1_gb_s > 0)
+    printf("{\"limit\": \"l1\", \"device\": \"%s\", \"GB_s\": %.2f}\n", o->on.name, o->on.l1_gb_s);
+}
+
 static void run(ii_kctx *k, options *o) {
-  static const ii_dtype types[] = {II_F32, II_BF16, II_F16};
-  const int n_types = k->device == II_CUDA ? 3 : 2;
-  for (int t = 0; t < n_types; t++)
-    for (int i = 0; i < 4; i++) {
-      int64_t side = 56 >> i, C = 64 << i, G = 4 << i;
-      if (!o->only || !strcmp(o->only, "dcnv3")) bench_dcn(k, o, false, types[t], side, C, G);
-      if (!o->only || !strcmp(o->only, "dcnv4")) bench_dcn(k, o, true, types[t], side, C, G);
-      if (!o->only || !strcmp(o->only, "dwconv"))
-        for (int size = 3; size <= 5; size += 2) bench_dwconv(k, o, size, types[t], side, C);
+  const char *set = "";
+  int number = 0;
+  for (int i = 0; i < DCN_SHAPES; i++) {
+    const dcn_shape *s = &dcn_shapes[i];
+    number = strcmp(set, s->set) ? 0 : number + 1;
+    set = s->set;
+    if (strcmp(o->set, set) && strcmp(o->set, "all")) continue;
+    if (o->shape >= 0 && number != o->shape) continue;
+    for (int t = 0; t < II_DTYPE_COUNT; t++) {
+      if (!o->dtype[t]) continue;
+      for (int l = 0; l < DWCONV; l++)
+        if (o->only[l]) bench_dcn(k, o, (dcn_layout)l, (ii_dtype)t, s);
+      for (int size = 3; size <= 5 && o->only[DWCONV]; size += 2)
+        bench_dwconv(k, o, size, (ii_dtype)t, s);
     }
+  }
 }
 
-static void parse(options *o, int argc, char **argv) {
-  *o = (options){.repeat = 20, .batch = 8, .flush_mib = -1};
-  for (int i = 1; i < argc; i += 2) {
-    ii_error err = {0};
-    if (i + 1 == argc) fail("an option lacks its value");
-    if (!strcmp(argv[i], "--threads"))
-      o->engine.threads = atoi(argv[i + 1]);
-    else if (!strcmp(argv[i], "--repeat"))
-      o->repeat = atoi(argv[i + 1]);
-    else if (!strcmp(argv[i], "--batch"))
-      o->batch = atoi(argv[i + 1]);
-    else if (!strcmp(argv[i], "--flush"))
-      o->flush_mib = atoi(argv[i + 1]);
-    else if (!strcmp(argv[i], "--deterministic"))
-      o->engine.deterministic = atoi(argv[i + 1]);
-    else if (!strcmp(argv[i], "--only"))
-      o->only = argv[i + 1];
-    else if (strcmp(argv[i], "--device"))
-      fail("unknown option; see the head of bench_dcn.c");
-    else if (ii_device_parse(argv[i + 1], &o->engine.device, &o->engine.index, &err) != II_OK)
-      fail(err.text);
-  }
+/* ---- the command line ---- */
+
+static bool choose(options *o, const char *option, const char *value) {
+  static const ii_dtype types[] = {II_F32, II_BF16, II_F16};
+  bool known = !strcmp(option, "--set") && !strcmp(value, "all");
+  for (int l = 0; l < DWCONV && !strcmp(option, "--only"); l++)
+    if (!strcmp(value, dcn_layout_name((dcn_layout)l))) o->only[l] = known = true;
+  if (!strcmp(option, "--only") && !strcmp(value, "dwconv")) o->only[DWCONV] = known = true;
+  for (int t = 0; t < 3 && !strcmp(option, "--dtype"); t++)
+    if (!strcmp(value, ii_dtype_name(types[t]))) o->dtype[types[t]] = known = true;
+  for (int i = 0; i < DCN_SHAPES && !strcmp(option, "--set"); i++)
+    if (!strcmp(value, dcn_shapes[i].set)) known = true;
+  if (known && !strcmp(option, "--set")) o->set = value;
+  return known;
+}
+
+static void number(options *o, const char *option, const char *value) {
+  int n = atoi(value);
+  if (!strcmp(option, "--threads"))
+    o->engine.threads = n;
+  else if (!strcmp(option, "--repeat"))
+    o->repeat = n;
+  else if (!strcmp(option, "--batch"))
+    o->batch = n;
+  else if (!strcmp(option, "--shape"))
+    o->shape = n;
+  else if (!strcmp(option, "--flush"))
+    o->flush_mib = n;
+  else if (!strcmp(option, "--softmax"))
+    o->softmax = n != 0;
+  else if (!strcmp(option, "--deterministic"))
+    o->engine.deterministic = n != 0;
+  else
+    fail("unknown option or value; see the head of bench_dcn.c");
+}
+
+/* What is not chosen: all types the engine has, and DCNv3, DCNv4 and dwconv. */
+static void complete(options *o) {
+  bool types = false, ops = false;
+  for (int t = 0; t < II_DTYPE_COUNT; t++) types |= o->dtype[t];
+  for (int i = 0; i < OPS; i++) ops |= o->only[i];
+  if (!types) o->dtype[II_F32] = o->dtype[II_BF16] = true;
+  if (!types) o->dtype[II_F16] = o->engine.device == II_CUDA;
+  if (!ops) o->only[DCN_V3] = o->only[DCN_V4] = o->only[DWCONV] = true;
   if (o->repeat < 1 || o->batch < 1 || o->engine.threads < 0)
     fail("--repeat and --batch start at 1");
   if (o->flush_mib < 0) o->flush_mib = o->engine.device == II_CUDA ? 512 : 0;
+}
+
+static void parse(options *o, int argc, char **argv) {
+  *o = (options){
+      .repeat = 20, .batch = 8, .flush_mib = -1, .shape = -1, .set = "tiny", .softmax = true};
+  for (int i = 1; i < argc; i += 2) {
+    ii_error err = {0};
+    if (i + 1 == argc) fail("an option lacks its value");
+    if (!strcmp(argv[i], "--device")) {
+      if (ii_device_parse(argv[i + 1], &o->engine.device, &o->engine.index, &err) != II_OK)
+        fail(err.text);
+    } else if (!choose(o, argv[i], argv[i + 1])) {
+      number(o, argv[i], argv[i + 1]);
+    }
+  }
+  complete(o);
 }
 
 int main(int argc, char **argv) {
@@ -202,6 +227,7 @@ int main(int argc, char **argv) {
   parse(&o, argc, argv);
   if (ii_engine_open(&k, &o.engine)) fail(k.error);
   o.on = measure_device_open(&k, o.engine.index, o.flush_mib);
+  limits(&o);
   run(&k, &o);
   measure_device_close(&o.on);
   ii_engine_close(&k);

@@ -126,6 +126,10 @@ static ii_tensor *run_linear(problem *p) {
   return ii_linear(p->c, p->in[0], p->in[1], p->in[2]);
 }
 
+static ii_tensor *run_linear_gelu(problem *p) {
+  return ii_linear_gelu(p->c, p->in[0], p->in[1], p->in[2]);
+}
+
 /* side, in, out, kernel, stride; the images themselves (3 channels) need no gradient */
 static void build_conv2d(problem *p, const int64_t *d) {
   p->in[0] = image(p, p->c->compute, d[0], d[1]);
@@ -193,8 +197,7 @@ static void build_dcn(problem *p, const int64_t *d) {
 static void build_dcnv3(problem *p, const int64_t *d) {
   build_dcn(p, d);
   p->dcn.softmax = true;
-  p->in[1] = image(p, p->c->compute, d[0], d[2] * 18);
-  p->in[2] = image(p, p->c->compute, d[0], d[2] * 9);
+  p->in[1] = image(p, p->c->compute, d[0], (d[2] * 27 + 7) / 8 * 8);
   fill_normal(p->c, p->in[1], 0.5);
 }
 static void build_dcnv4(problem *p, const int64_t *d) {
@@ -203,7 +206,7 @@ static void build_dcnv4(problem *p, const int64_t *d) {
   fill_normal(p->c, p->in[1], 0.5);
 }
 static ii_tensor *run_dcnv3(problem *p) {
-  return ii_dcnv3(p->c, p->in[0], p->in[1], p->in[2], &p->dcn);
+  return ii_dcnv3(p->c, p->in[0], p->in[1], &p->dcn);
 }
 static ii_tensor *run_dcnv4(problem *p) {
   return ii_dcnv4(p->c, p->in[0], p->in[1], &p->dcn);
@@ -414,21 +417,19 @@ static const op_bench table[II_OP_COUNT] = {
     [II_OP_linear] = {build_linear,
                       run_linear,
                       {{{56, 64, 64}},
-                       {{56, 64, 72}},
-                       {{56, 64, 36}},
+                       {{56, 64, 112}},
                        {{56, 64, 256}},
                        {{56, 256, 64}},
                        {{28, 128, 128}},
-                       {{28, 128, 144}},
+                       {{28, 128, 216}},
                        {{28, 128, 512}},
                        {{28, 512, 128}},
                        {{14, 256, 256}},
-                       {{14, 256, 288}},
-                       {{14, 256, 144}},
+                       {{14, 256, 432}},
                        {{14, 256, 1024}},
                        {{14, 1024, 256}},
                        {{7, 512, 512}},
-                       {{7, 512, 576}},
+                       {{7, 512, 864}},
                        {{7, 512, 2048}},
                        {{7, 2048, 512}},
                        {{0, 768, 1000}}}},
@@ -462,6 +463,10 @@ static const op_bench table[II_OP_COUNT] = {
                              run_residual_norm,
                              {{{56, 64}}, {{28, 128}}, {{14, 256}}, {{7, 512}}}},
     [II_OP_batch_norm] = {build_batch_norm, run_batch_norm, {{{7, 768}}, {{56, 64}}}},
+    [II_OP_linear_gelu] =
+        {build_linear,
+         run_linear_gelu,
+         {{{56, 64, 256}}, {{28, 128, 512}}, {{14, 256, 1024}}, {{7, 512, 2048}}}},
     [II_OP_gelu] = {build_rows, run_gelu, {{{56, 256}}, {{28, 512}}, {{14, 1024}}, {{7, 2048}}}},
     [II_OP_relu] = {build_rows, run_relu, {{{56, 256}}, {{14, 1024}}}},
     [II_OP_silu] = {build_rows, run_silu, {{{56, 256}}, {{14, 1024}}}},
@@ -651,23 +656,9 @@ static void run_op(ii_ctx *c, ii_op op, machine *m, const options *o) {
 /* ---- the limits of the machine ---- */
 
 static void measure_copy_limit(machine *m) {
-  ii_kctx *k = m->on.k;
-  const bool gpu = k->device == II_CUDA;
-  const size_t bytes = (size_t)(gpu ? 512 : 128) << 20; /* far above any cache */
-  void *a, *b;
-  measure_must(k, ii_device_alloc(k, bytes, &a) || ii_device_alloc(k, bytes, &b));
-  measure_must(k, ii_device_zero(k, a, bytes) || ii_device_zero(k, b, bytes));
-  double t[7];
-  for (int i = 0; i < 7; i++) {
-    measure_start(&m->on);
-    measure_device_copy(&m->on, i % 2 ? a : b, i % 2 ? b : a, bytes);
-    t[i] = measure_stop(&m->on);
-  }
-  ii_device_free(k, a, bytes);
-  ii_device_free(k, b, bytes);
-  m->copy_gb_s = 2.0 * (double)bytes * 1e-9 / measure_summarise(t, 7).median;
+  m->copy_gb_s = measure_copy_rate(&m->on);
   printf("{\"limit\": \"copy\", \"device\": \"%s\", \"threads\": %d, \"GB_s\": %.2f}\n", m->on.name,
-         k->threads, m->copy_gb_s);
+         m->on.k->threads, m->copy_gb_s);
   fflush(stdout);
 }
 
@@ -779,7 +770,7 @@ static void run_dtype(const options *o, ii_dtype type, machine *m) {
   ii_ctx *c = ii_ctx_open(&co, &err);
   if (!c) fail(err.text);
   m->on = measure_device_open(&c->k, o->index, o->flush_mib);
-  const bool emulated = strstr(m->on.name, "emulated"); /* the limits would take hours */
+  const bool emulated = measure_emulated(&m->on); /* the limits would take hours */
   if (m->copy_gb_s <= 0 && !emulated) measure_copy_limit(m);
   if (!emulated) measure_gemm_limit(m, c);
   for (int i = 0; i < II_OP_COUNT; i++)

@@ -3,18 +3,26 @@
  *
  *   bench_step [--config internimage_t_1k] [--set key=value] [--batch 8] [--size 224]
  *              [--device cpu|cuda[:N]] [--amp none|bf16|fp16] [--steps 4] [--threads N] [--profile]
+ *              [--forward]
  *
  * One JSON object on one line: seconds per step (median, spread, parts), images per second, losses,
  * memory by class at the peak, and the GFLOP/s of the matrix kernels; --profile adds calls and
  * milliseconds per step of every kernel, largest first. The first step is not counted (the pool and
  * oneDNN's kernels are built in it); its seconds are given apart. On a GPU the host waits at the
  * end of each counted step alone; the parts, and the kernels' times, come from as many further
- * steps that wait after each part or kernel. */
+ * steps that wait after each part or kernel. The counted steps of a GPU are the trainer's
+ * (train/step.h), with mixing, and with --set train.cuda_graph=on recorded as a graph.
+ *
+ * --forward: only the forward pass, in evaluation mode and with its result on the host at the end
+ * of each step, which with --batch 1 is the latency of an image; the images are on the device
+ * before.
+ */
 #include <sys/resource.h>
 #include "autograd/tape.h"
 #include "bench/measure_device.h"
-#include "train/setup.h"
 #include "train/process.h"
+#include "train/setup.h"
+#include "train/step.h"
 
 #define MAX_STEPS 1000
 
@@ -23,7 +31,7 @@ typedef struct {
   const char *config_name;
   ii_device device;
   int index, steps;
-  bool profile;
+  bool profile, forward;
 } options;
 
 typedef struct {
@@ -38,6 +46,11 @@ typedef struct {
   ii_profile profile;
   float *images;
   int32_t *labels;
+  /* of a GPU's counted steps: the trainer's step, its batch, and the images as they came, since
+   * mixing changes them in place */
+  ii_step step;
+  ii_input_batch batch;
+  ii_tensor *unmixed;
   step_times warm, at[MAX_STEPS], parts[MAX_STEPS]; /* parts: the steps that wait */
   int ran;
   char device[288];
@@ -73,8 +86,8 @@ static void parse(options *o, int argc, char **argv) {
   for (int i = 1; i < argc; i++) {
     const char *value = i + 1 < argc ? argv[i + 1] : NULL;
     bool known = false;
-    if (!strcmp(argv[i], "--profile")) {
-      o->profile = true;
+    if (!strcmp(argv[i], "--profile") || !strcmp(argv[i], "--forward")) {
+      *(argv[i][2] == 'p' ? &o->profile : &o->forward) = true;
       continue;
     }
     if (!value) fail("an option is unknown or lacks its value; see the head of bench_step.c");
@@ -124,7 +137,31 @@ static void open_bench(bench *b, const options *o) {
   for (int64_t i = 0; i < N; i++) b->labels[i] = (int32_t)(i % m.num_classes);
 }
 
+/* Memory for the counted steps of a GPU. */
+static void open_step(bench *b, const options *o) {
+  ii_error err = {0};
+  ii_ctx *c = b->ctx;
+  const int64_t N = o->cfg.data.batch_size, S = o->cfg.data.img_size, shape[] = {N, S, S, 3};
+  const ii_step_options so = {
+      .cfg = &o->cfg, .model = b->model, .optimizer = &b->optimizer, .schedule = &b->schedule};
+  b->unmixed = ii_tensor_persistent(c, II_F32, 4, shape, II_MEM_INPUT);
+  b->batch = (ii_input_batch){.count = N,
+                              .images = ii_tensor_persistent(c, II_F32, 4, shape, II_MEM_INPUT),
+                              .labels = ii_tensor_persistent(c, II_I32, 1, &N, II_MEM_INPUT),
+                              .host_keys = measure_buffer((size_t)N * sizeof(int64_t))};
+  if (!ii_ok(c)) fail(c->err.text);
+  for (int64_t i = 0; i < N; i++) b->batch.host_keys[i] = i;
+  ii_tensor_write(c, b->unmixed, b->images);
+  ii_tensor_write(c, b->batch.labels, b->labels);
+  if (ii_step_init(&b->step, &so, &err) != II_OK) fail(err.text);
+}
+
 static void close_bench(bench *b) {
+  ii_step_destroy(&b->step);
+  ii_tensor_free(b->unmixed);
+  ii_tensor_free(b->batch.images);
+  ii_tensor_free(b->batch.labels);
+  free(b->batch.host_keys);
   free(b->images);
   free(b->labels);
   ii_optimizer_destroy(&b->optimizer);
@@ -167,6 +204,58 @@ static step_times one_step(bench *b, const options *o, int64_t iteration) {
   t.total = t3 - t0;
   t.grad_norm = report.grad_norm;
   return t;
+}
+
+/* The forward pass alone; `loss` is the first logit. */
+static step_times one_forward(bench *b, const options *o) {
+  ii_ctx *c = b->ctx;
+  const int64_t N = o->cfg.data.batch_size, S = o->cfg.data.img_size;
+  step_times t = {0};
+  double *logits = measure_buffer((size_t)(N * o->cfg.model.num_classes) * sizeof *logits);
+  b->ran++;
+  c->training = c->recording = false;
+  ii_scope s = ii_scope_begin(c);
+  ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){N, S, S, 3}, b->images);
+  measure_must(&c->k, ii_device_sync(&c->k));
+  const double start = measure_now();
+  ii_tensor *y = ii_model_forward(b->model, x, NULL, NULL);
+  ii_tensor_read_f64(c, y, logits);
+  t.total = t.forward = measure_now() - start;
+  if (!ii_ok(c)) fail(c->err.text);
+  ii_scope_end(c, s, NULL, 0);
+  t.loss = logits[0];
+  free(logits);
+  return t;
+}
+
+/* As the trainer does it: the host waits at the end alone. */
+static step_times trainer_step(bench *b) {
+  ii_ctx *c = b->ctx;
+  ii_error err = {0};
+  step_times t = {0};
+  ii_update_state state;
+  const int64_t iteration = b->ran++;
+  const double start = measure_now();
+  measure_must(&c->k, ii_device_copy(&c->k, ii_data(b->batch.images), ii_data(b->unmixed),
+                                     (size_t)ii_numel(b->unmixed) * sizeof(float)));
+  if (ii_step_run(&b->step, &b->batch, iteration, &err) != II_OK) fail(err.text);
+  measure_must(&c->k, ii_device_sync(&c->k));
+  t.total = measure_now() - start;
+  if (ii_optimizer_look(&b->optimizer, &state) != II_OK) fail(c->err.text);
+  t.loss = state.loss_count ? state.loss_sum / (double)state.loss_count : 0;
+  t.grad_norm = state.grad_norm;
+  return t;
+}
+
+static step_times one(bench *b, const options *o, bool counted) {
+  if (o->forward) return one_forward(b, o);
+  return counted && b->step.ctx ? trainer_step(b) : one_step(b, o, b->ran);
+}
+
+static int64_t graph_pieces(const bench *b) {
+  int64_t n = 0;
+  for (int i = 0; i < II_STEP_KINDS; i++) n += b->step.kind[i].graph.pieces;
+  return n;
 }
 
 /* Order statistics of one member of the counted steps. */
@@ -227,14 +316,17 @@ static void report(const bench *b, const options *o) {
   double mean = 0;
   for (int i = 0; i < n; i++) mean += b->parts[i].total / n;
   /* two operations for a multiply-add, three passes: forward and the gradients of both factors */
-  double flop = 6.0 * (double)c->macs / b->ran, matrix = matrix_seconds(&b->profile, n);
+  double flop = (o->forward ? 2.0 : 6.0) * (double)c->macs / b->ran,
+         matrix = matrix_seconds(&b->profile, n);
   printf(
-      "{\"name\": \"step %s %lldx%lld %s\", \"config\": \"%s\", \"batch\": %lld, \"size\": %lld, "
+      "{\"name\": \"%s %s %lldx%lld %s%s\", \"config\": \"%s\", \"batch\": %lld, \"size\": %lld, "
       "\"dtype\": \"%s\", \"device\": \"%s\", \"threads\": %d, \"steps\": %d",
-      o->config_name, N, S, type, o->config_name, N, S, type, b->device, c->k.threads, n);
-  printf(", \"step_s\": %.4f, \"step_min_s\": %.4f, \"step_p90_s\": %.4f, \"first_step_s\": %.4f",
+      o->forward ? "forward" : "step", o->config_name, N, S, type, graph_pieces(b) ? ", graph" : "",
+      o->config_name, N, S, type, b->device, c->k.threads, n);
+  printf(", \"graph_pieces\": %lld", (long long)graph_pieces(b));
+  printf(", \"step_s\": %.6f, \"step_min_s\": %.6f, \"step_p90_s\": %.6f, \"first_step_s\": %.4f",
          total.median, total.min, total.p90, b->warm.total);
-  printf(", \"forward_s\": %.4f, \"backward_s\": %.4f, \"update_s\": %.4f, \"images_per_s\": %.3f",
+  printf(", \"forward_s\": %.6f, \"backward_s\": %.6f, \"update_s\": %.6f, \"images_per_s\": %.3f",
          over_steps(b->parts, n, offsetof(step_times, forward)).median,
          over_steps(b->parts, n, offsetof(step_times, backward)).median,
          over_steps(b->parts, n, offsetof(step_times, update)).median, (double)N / total.median);
@@ -250,14 +342,16 @@ static void report(const bench *b, const options *o) {
 /* The counted steps, and those with the parts: on the CPU, where nothing overlaps, the same ones.
  */
 static void run(bench *b, const options *o) {
+  enum { SETTLE = 4 }; /* libraries choose algorithms, memory settles, a graph is recorded */
   const bool gpu = o->device == II_CUDA;
-  b->warm = one_step(b, o, b->ran);
-  if (gpu) one_step(b, o, b->ran); /* libraries choose algorithms at the first, memory settles */
+  if (gpu && !o->forward) open_step(b, o);
+  b->warm = one(b, o, true);
+  for (int i = 0; gpu && i < SETTLE; i++) one(b, o, true);
   b->ctx->profile = gpu ? NULL : &b->profile;
-  for (int i = 0; i < o->steps; i++) b->at[i] = one_step(b, o, b->ran);
+  for (int i = 0; i < o->steps; i++) b->at[i] = one(b, o, true);
   b->ctx->profile = &b->profile;
   b->wait = true;
-  for (int i = 0; i < o->steps; i++) b->parts[i] = gpu ? one_step(b, o, b->ran) : b->at[i];
+  for (int i = 0; i < o->steps; i++) b->parts[i] = gpu ? one(b, o, false) : b->at[i];
 }
 
 int main(int argc, char **argv) {

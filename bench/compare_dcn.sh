@@ -18,7 +18,7 @@ trap 'rm -f "$out"' EXIT
 
 i=0
 while [ "$i" -lt "$rounds" ]; do
-  "$build/bin/bench_dcn" --threads "$threads" --repeat 20 --only dcnv3 >>"$out"
+  "$build/bin/bench_dcn" --threads "$threads" --repeat 20 --only dcnv3 --softmax 0 >>"$out"
   "$python" -W ignore "$here/torch_dcnv3.py" --threads "$threads" --repeat 3 \
     ${official:+--official "$official"} >>"$out"
   i=$((i + 1))

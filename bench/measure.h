@@ -4,6 +4,7 @@
 #define II_BENCH_MEASURE_H
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -9,7 +9,9 @@
 #include "kernels/timer.h"
 
 typedef struct {
-  ii_kctx *k;     /* not owned */
+  ii_kctx *k; /* not owned */
+  double
+      l1_gb_s; /* a GPU's first-level caches at the highest clock, 128 bytes a cycle; 0: not told */
   char name[288]; /* "cpu", or the engine and the GPU: for the field "device" of results */
   char *flush;    /* memory of the device; NULL: caches stay warm */
   size_t flush_bytes;
@@ -30,6 +32,7 @@ static inline measure_device measure_device_open(ii_kctx *k, int index, int flus
     char error[256];
     measure_must(k, ii_gpu_describe(index, &g, error, sizeof error));
     snprintf(d.name, sizeof d.name, "%s, %.200s", ii_cuda_engine_name(), g.name);
+    d.l1_gb_s = 128e-3 * g.processors * g.clock_mhz;
   }
   if (flush_mib) {
     void *p;
@@ -69,6 +72,29 @@ static inline double measure_stop(measure_device *d) {
   measure_must(d->k, ii_timer_stop(d->k, &d->timer));
   measure_must(d->k, ii_timer_seconds(d->k, &d->timer, &seconds));
   return seconds;
+}
+
+/* Bytes read and written per second by a plain copy, in GB/s: the median of 7 copies far larger
+ * than any cache. */
+static inline double measure_copy_rate(measure_device *d) {
+  const size_t bytes = (size_t)(d->k->device == II_CUDA ? 512 : 128) << 20;
+  void *a, *b;
+  double t[7];
+  measure_must(d->k, ii_device_alloc(d->k, bytes, &a) || ii_device_alloc(d->k, bytes, &b));
+  measure_must(d->k, ii_device_zero(d->k, a, bytes) || ii_device_zero(d->k, b, bytes));
+  for (int i = 0; i < 7; i++) {
+    measure_start(d);
+    measure_device_copy(d, i % 2 ? a : b, i % 2 ? b : a, bytes);
+    t[i] = measure_stop(d);
+  }
+  ii_device_free(d->k, a, bytes);
+  ii_device_free(d->k, b, bytes);
+  return 2e-9 * (double)bytes / measure_summarise(t, 7).median;
+}
+
+/* Whether this GPU is emulated: its times mean nothing. */
+static inline bool measure_emulated(const measure_device *d) {
+  return strstr(d->name, "emulated") != NULL;
 }
 
 /* Fills device memory with n normal numbers of type t and standard deviation sd, from stream

@@ -29,6 +29,8 @@ MODELS = {
               layer_scale=1e-5, post_norm=True),
     "b": dict(channels=112, depths=[4, 4, 21, 4], groups=[7, 14, 28, 56], drop_path_rate=0.5,
               layer_scale=1e-5, post_norm=True),
+    "l": dict(channels=160, depths=[5, 5, 22, 5], groups=[10, 20, 40, 80], drop_path_rate=0.1,
+              layer_scale=1e-5, offset_scale=2.0, post_norm=True),
 }
 
 
@@ -53,7 +55,8 @@ def bare_package(name, folder):
     sys.modules[name] = package
 
 
-def official_module(args):
+def official_module(args, name="intern_image"):
+    """The file models/NAME.py of --official."""
     if args.timm:
         sys.path.insert(0, args.timm)
     timm = importlib.util.find_spec("timm")
@@ -67,10 +70,10 @@ def official_module(args):
         pkg_resources.get_distribution = lambda name: types.SimpleNamespace(version="1.1")
         sys.modules["pkg_resources"] = pkg_resources
     sys.path.insert(0, args.official)
-    path = os.path.join(args.official, "models", "intern_image.py")
+    path = os.path.join(args.official, "models", name + ".py")
     if not os.path.exists(path):
         sys.exit("torch_step: --official: there is no " + path)
-    spec = importlib.util.spec_from_file_location("intern_image", path)
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     with contextlib.redirect_stdout(sys.stderr):
         spec.loader.exec_module(module)

@@ -142,6 +142,7 @@ static void batch_norm(list *l, ii_batch_norm_args *a, bool bwd) {
 
 /* from_y: the backward reads the output instead of the input */
 static void eltwise(list *l, ii_eltwise_args *a, bool bwd, bool from_y) {
+  const bool in_place = a->gx && a->gx == a->gy;
   if (!bwd) {
     IN(x, a->x_dtype, a->n);
     OUT(y, a->y_dtype, a->n);
@@ -154,8 +155,14 @@ static void eltwise(list *l, ii_eltwise_args *a, bool bwd, bool from_y) {
     IN(x, a->x_dtype, a->n);
     UNREAD(y);
   }
-  IN(gy, a->y_dtype, a->n);
-  GRAD(gx, a->x_dtype, a->n);
+  if (in_place) {
+    STATE(gy, a->y_dtype, a->n);
+    put(l, II_BUF_INSIDE, (const void *const *)&a->gx, a->x_dtype, 0);
+  } else {
+    IN(gy, a->y_dtype, a->n);
+    GRAD(gx, a->x_dtype, a->n);
+  }
+  GRAD(gb, a->real, a->C);
 }
 
 static void softmax(list *l, ii_softmax_args *a, bool bwd) {
@@ -171,14 +178,23 @@ static void softmax(list *l, ii_softmax_args *a, bool bwd) {
   GRAD(gx, a->x_dtype, n);
 }
 
+/* Where things lie together is told by the strides: offsets and modulations whose rows are equally
+ * long are one matrix, v4's by group, v3's behind each other; so are they and the values when those
+ * are not alone in their rows. */
 static void dcn(list *l, ii_dcn_args *a, bool bwd) {
   int64_t nx = a->N * a->H * a->W * a->x_row, rows = a->N * a->Ho * a->Wo;
   int64_t taps = ii_dcn_taps(a->kh, a->kw, a->remove_center);
   bool packed = a->offset_group == 3 * taps;
+  bool joint = a->offset_row == a->mask_row, all = a->x_row > a->C && a->x_row == a->offset_row;
+  int64_t to_mask = packed ? 2 * taps : 2 * taps * a->G;
+  int64_t used = packed || !joint ? a->offset_group * a->G : 3 * taps * a->G;
   IN(x, a->x_dtype, nx);
-  IN(offset, a->om_dtype, rows * a->offset_row);
-  if (packed)
-    put(l, II_BUF_INSIDE, &a->mask, a->om_dtype, 2 * taps);
+  if (all)
+    put(l, II_BUF_INSIDE, &a->offset, a->om_dtype, a->C);
+  else
+    IN(offset, a->om_dtype, rows * a->offset_row);
+  if (joint)
+    put(l, II_BUF_INSIDE, &a->mask, a->om_dtype, to_mask);
   else
     IN(mask, a->om_dtype, rows * a->mask_row);
   if (!bwd) {
@@ -190,13 +206,18 @@ static void dcn(list *l, ii_dcn_args *a, bool bwd) {
   ii_buf *g = put(l, II_BUF_GRAD, (const void *const *)&a->gx, a->x_dtype, nx);
   g->acc = &a->acc_gx;
   g->row = a->x_row;
-  g->used = a->C;
-  g = put(l, II_BUF_GRAD, (const void *const *)&a->goffset, a->om_dtype, rows * a->offset_row);
-  g->acc = &a->acc_goffset;
-  g->row = a->offset_row;
-  g->used = a->offset_group * a->G;
-  if (packed)
-    put(l, II_BUF_INSIDE, (const void *const *)&a->gmask, a->om_dtype, 2 * taps)->acc =
+  g->used = all ? a->C + used : a->C;
+  if (all) {
+    put(l, II_BUF_INSIDE, (const void *const *)&a->goffset, a->om_dtype, a->C)->acc =
+        &a->acc_goffset;
+  } else {
+    g = put(l, II_BUF_GRAD, (const void *const *)&a->goffset, a->om_dtype, rows * a->offset_row);
+    g->acc = &a->acc_goffset;
+    g->row = a->offset_row;
+    g->used = used;
+  }
+  if (joint)
+    put(l, II_BUF_INSIDE, (const void *const *)&a->gmask, a->om_dtype, to_mask)->acc =
         &a->acc_gmask;
   else
     GRAD(gmask, a->om_dtype, rows * a->mask_row);
@@ -311,17 +332,21 @@ static void cross_entropy(list *l, ii_ce_args *a, bool bwd) {
   GRAD(gx, a->x_dtype, a->N * a->C);
 }
 
-/* The rectangles of erase are host memory on every engine and no buffer. */
+/* Structs are buffers of numbers of their alignment. */
 static void mix(list *l, int kernel, void *args) {
   if (kernel == II_K_mix_batch) {
     ii_mix_batch_args *a = args;
+    IN(mix, II_F64, (int64_t)(sizeof(ii_mixture) / sizeof(double)));
     STATE(x, a->real, a->N * a->H * a->W * a->C);
   } else if (kernel == II_K_mix_targets) {
     ii_mix_targets_args *a = args;
+    IN(mix, II_F64, (int64_t)(sizeof(ii_mixture) / sizeof(double)));
     IN(labels, II_I32, a->N);
     OUT(targets, a->real, a->N * a->C);
   } else {
     ii_erase_args *a = args;
+    IN(count, II_I32, 1);
+    IN(rects, II_I32, a->most * (int64_t)(sizeof(ii_erase_rect) / sizeof(int32_t)));
     STATE(x, a->real, a->N * a->H * a->W * a->C);
   }
 }
@@ -352,7 +377,11 @@ static void simple(list *l, int kernel, void *args) {
     y->used = a->n;
   } else if (kernel == II_K_fill) {
     ii_fill_args *a = args;
-    OUT(y, a->y_dtype, a->n);
+    int64_t last = a->rows > 0 ? a->rows - 1 : 0;
+    ii_buf *y = put(l, II_BUF_OUT, (const void *const *)&a->y, a->y_dtype,
+                    a->rows ? last * a->y_stride + a->n : 0);
+    y->row = a->rows > 1 ? a->y_stride : 0;
+    y->used = a->n;
   } else if (kernel == II_K_keep) {
     ii_keep_args *a = args;
     OUT(y, a->real, a->n);

@@ -153,3 +153,60 @@ int ii_transfer_host_done(ii_kctx *k, ii_transfer *t) {
   ON_GPU(k, ii_cuda_transfer_host_done(k, t));
   return 0;
 }
+
+int ii_upload_init(ii_kctx *k, ii_upload *u, size_t bytes) {
+  *u = (ii_upload){0};
+  for (int i = 0; i < 2; i++)
+    if (ii_host_alloc(k, bytes, &u->host[i])) return 1;
+  ON_GPU(k, ii_cuda_upload_init(k, u));
+  return 0;
+}
+
+void ii_upload_destroy(ii_kctx *k, ii_upload *u) {
+#if II_HAVE_CUDA
+  if (k->device == II_CUDA) ii_cuda_upload_destroy(k, u);
+#endif
+  for (int i = 0; i < 2; i++)
+    if (u->host[i]) ii_host_free(k, u->host[i]);
+  *u = (ii_upload){0};
+}
+
+int ii_upload_begin(ii_kctx *k, ii_upload *u, void **host) {
+  u->turn ^= 1;
+  *host = u->host[u->turn];
+  ON_GPU(k, ii_cuda_upload_begin(k, u));
+  return 0;
+}
+
+int ii_upload_send(ii_kctx *k, ii_upload *u, void *dst, size_t bytes) {
+  ON_GPU(k, ii_cuda_upload_send(k, u, dst, bytes));
+  if (bytes) memcpy(dst, u->host[u->turn], bytes);
+  return 0;
+}
+
+int ii_graph_begin(ii_kctx *k) {
+  ON_GPU(k, ii_cuda_graph_begin(k));
+  return ii_kernel_error(k, "only the CUDA engine can record its work");
+}
+
+int ii_graph_end(ii_kctx *k, ii_graph *g) {
+  ON_GPU(k, ii_cuda_graph_end(k, g));
+  return ii_kernel_error(k, "only the CUDA engine can record its work");
+}
+
+int ii_graph_launch(ii_kctx *k, const ii_graph *g) {
+  ON_GPU(k, ii_cuda_graph_launch(k, g));
+  return ii_kernel_error(k, "only the CUDA engine can record its work");
+}
+
+void ii_graph_destroy(ii_kctx *k, ii_graph *g) {
+#if II_HAVE_CUDA
+  if (k->device == II_CUDA) ii_cuda_graph_destroy(k, g);
+#endif
+  *g = (ii_graph){0};
+}
+
+int64_t ii_engine_layout(const ii_kctx *k) {
+  ON_GPU(k, ii_cuda_engine_layout(k));
+  return 0;
+}

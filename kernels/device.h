@@ -73,6 +73,46 @@ int ii_transfer_release(ii_kctx *k, ii_transfer *t);
 /* Waits until the host buffers of the last starts may be changed. */
 int ii_transfer_host_done(ii_kctx *k, ii_transfer *t);
 
+/* Small things that the host decides for each step, on their way to a fixed place on the device.
+ * Two host buffers take turns, so that one is filled while the other may still be read. */
+typedef struct {
+  void *host[2]; /* from ii_host_alloc */
+  void *sent[2]; /* events: the copy from host[i] is done; NULL for the CPU engine */
+  int turn;      /* of the two, the one that is filled */
+} ii_upload;
+/* For up to `bytes` bytes at a time. On an error *u is to be destroyed all the same. */
+int ii_upload_init(ii_kctx *k, ii_upload *u, size_t bytes);
+void ii_upload_destroy(ii_kctx *k, ii_upload *u);
+/* Gives in *host the memory to fill; waits until the copy before the last has left it. */
+int ii_upload_begin(ii_kctx *k, ii_upload *u, void **host);
+/* Queues the copy of what was filled to dst among the kernels: those given to k before see the old
+ * contents, those after it the new ones. */
+int ii_upload_send(ii_kctx *k, ii_upload *u, void *dst, size_t bytes);
+
+/* ---- Recorded work: a CUDA graph ---------------------------------------------------------------
+ *
+ * Between ii_graph_begin and ii_graph_end everything given to k is recorded, with its arguments and
+ * pointers as they are now, and not done; ii_graph_launch then does all of it by one call, each
+ * time in the same way. So whatever changes from one launch to the next must stand in device
+ * memory, and the memory must stay where it is (ii_engine_layout). Nothing may be allocated,
+ * waited for or copied from or to the host meanwhile: such a call fails, and so does ii_graph_end.
+ */
+typedef struct {
+  void *exec;     /* NULL: nothing is recorded */
+  int64_t pieces; /* kernels, copies and fills in it */
+} ii_graph;
+
+int ii_graph_begin(ii_kctx *k);
+/* Ends the recording in any case. g NULL: forgets what was recorded. */
+int ii_graph_end(ii_kctx *k, ii_graph *g);
+/* Does not wait. */
+int ii_graph_launch(ii_kctx *k, const ii_graph *g);
+/* Waits for what runs. Leaves *g empty. */
+void ii_graph_destroy(ii_kctx *k, ii_graph *g);
+/* A number that changes whenever the engine's own memory moves: a graph that was recorded under
+ * another one must not be launched. */
+int64_t ii_engine_layout(const ii_kctx *k);
+
 #ifdef __cplusplus
 }
 #endif

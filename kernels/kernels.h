@@ -144,15 +144,18 @@ typedef struct {
 } ii_batch_norm_args;
 
 /* Element-wise functions y = f(x) on n elements: GELU x*Phi(x) (erf form), ReLU, SiLU x*sigmoid(x),
- * sigmoid. bwd reads x (gelu, silu) or y (relu, sigmoid), and gy: gx = f'(x) gy; ReLU'(0) = 0. */
+ * sigmoid. bwd reads x (gelu, silu) or y (relu, sigmoid), and gy: gx = f'(x) gy; ReLU'(0) = 0.
+ * gx may be gy itself when their types are the same and acc_gx is false.
+ * gelu_bwd alone: gb[C], of type real, are the column sums of gx as a matrix [n/C,C], before it is
+ * rounded to its type: the gradient of a bias that was added to x. The others ignore it. */
 typedef struct {
   ii_dtype real, x_dtype, y_dtype;
-  int64_t n;
+  int64_t n, C;
   const void *x;
   void *y;
   const void *gy;
-  void *gx;
-  bool acc_gx;
+  void *gx, *gb;
+  bool acc_gx, acc_gb;
 } ii_eltwise_args;
 
 /* y[rows,n] = softmax over the last dimension (max subtracted). bwd reads y, gy. */
@@ -348,12 +351,14 @@ typedef struct {
 } ii_copy2d_args;
 
 /* y[i] = 1/(1-rate) or 0 for i < n: stochastic depth keeps sample i when uniform number i of the
- * stream is >= rate (< 1). y of type real. */
+ * stream of (seed, purpose, step, draw) is >= rate (< 1). y of type real. */
 typedef struct {
   ii_dtype real;
   int64_t n;
   double rate;
-  ii_philox_stream stream;
+  uint64_t seed, step, draw;
+  uint32_t purpose;
+  const int64_t *step_at; /* in the engine's memory: the step, instead of `step`; or NULL */
   void *y;
 } ii_keep_args;
 
@@ -367,16 +372,32 @@ typedef struct {
 
 /* ---- Not differentiated: what is done to a batch before the forward pass. ---- */
 
+typedef enum { II_MIX_NONE = 0, II_MIX_BLEND, II_MIX_BOX } ii_mix_mode;
+
+/* How the images of a batch are mixed, in the engine's memory: what changes from step to step is no
+ * argument of a launch, so that a recorded step can be given another one. */
+typedef struct {
+  double lam, rest;       /* an image's own share and its partner's, 1 - lam */
+  float lam32, rest32;    /* the same, rounded */
+  int64_t mode;           /* ii_mix_mode */
+  int64_t y0, y1, x0, x1; /* II_MIX_BOX: rows [y0,y1), columns [x0,x1), within the image */
+} ii_mixture;
+
+/* Nothing is mixed when lam is 1. */
+static inline ii_mixture ii_mixture_of(double lam, bool box) {
+  const ii_mix_mode mode = lam == 1 ? II_MIX_NONE : box ? II_MIX_BOX : II_MIX_BLEND;
+  const ii_mixture m = {lam, 1.0 - lam, (float)lam, (float)(1.0 - lam), (int64_t)mode, 0, 0, 0, 0};
+  return m;
+}
+
 /* Mixes each image with its partner, image n with image N-1-n (the middle one of an odd N with
  * itself), in place; x[N,H,W,C] of type real.
- * mixup:  x = lam * x + (1 - lam) * partner, each product and the sum rounded;
- * cutmix: the pixels of rows [y0,y1), columns [x0,x1) are the partner's; lam is not used. */
+ * II_MIX_BLEND (mixup): x = lam * x + (1 - lam) * partner, each product and the sum rounded;
+ * II_MIX_BOX (CutMix): the pixels of the box are the partner's; lam is not used. */
 typedef struct {
   ii_dtype real;
   int64_t N, H, W, C;
-  bool cutmix;
-  double lam;
-  int64_t y0, y1, x0, x1; /* within the image */
+  const ii_mixture *mix;
   void *x;
 } ii_mix_batch_args;
 
@@ -387,7 +408,8 @@ typedef struct {
 typedef struct {
   ii_dtype real;
   int64_t N, C;
-  double lam, smoothing;
+  double smoothing;
+  const ii_mixture *mix; /* lam */
   const int32_t *labels;
   void *targets;
 } ii_mix_targets_args;
@@ -407,31 +429,32 @@ typedef struct {
   ii_philox_stream noise;
 } ii_erase_rect;
 
-/* Overwrites rectangles of x[N,H,W,C] of type real, in place, one after another. rects is in host
- * memory on every engine and may be reused after the call. A rectangle that is not inside the
- * images is an error. */
+/* Overwrites rectangles of x[N,H,W,C] of type real, in place: the first *count of rects, whose
+ * images ascend; where rectangles of an image overlap the last one counts. A rectangle that is not
+ * inside the images is an error (CUDA: it is left out). */
 typedef struct {
   ii_dtype real;
   int64_t N, H, W, C;
   ii_erase_mode mode;
-  int64_t count;
-  const ii_erase_rect *rects; /* [count] */
+  int64_t most; /* room in rects; a greater *count is an error (CUDA: cut off) */
+  const int32_t *count;
+  const ii_erase_rect *rects; /* [most] */
   void *x;
 } ii_erase_args;
 
-#define II_ERASE_OUTSIDE "erase: rectangle %lld is not inside the images of the batch"
-static inline bool ii_erase_inside(const ii_erase_args *a, const ii_erase_rect *r) {
-  return r->image >= 0 && r->image < a->N && r->top >= 0 && r->left >= 0 && r->height >= 0 &&
-         r->width >= 0 && r->top + (int64_t)r->height <= a->H &&
-         r->left + (int64_t)r->width <= a->W;
+/* Whether r lies in images [N,H,W]. */
+II_EVERYWHERE bool ii_erase_inside(int64_t N, int64_t H, int64_t W, const ii_erase_rect *r) {
+  return r->image >= 0 && r->image < N && r->top >= 0 && r->left >= 0 && r->height >= 0 &&
+         r->width >= 0 && r->top + (int64_t)r->height <= H && r->left + (int64_t)r->width <= W;
 }
 
 /* ---- Not differentiated: used by gradient bookkeeping and by the optimizer. ---- */
 
-/* y[i] = value, n elements of y_dtype. */
+/* y[r*y_stride + i] = value for r < rows, i < n, of y_dtype: columns of a matrix; with one row,
+ * n elements. */
 typedef struct {
   ii_dtype real, y_dtype;
-  int64_t n;
+  int64_t rows, n, y_stride;
   double value;
   void *y;
 } ii_fill_args;
@@ -508,6 +531,7 @@ typedef struct {
   const ii_update_chunk *chunk; /* in the order of the tensors */
   const double *lr;             /* rate of each tensor; not read for II_UPDATE_SCALE */
   int64_t step;                 /* the number that bad_step gets */
+  const int64_t *step_at;       /* in the engine's memory: the number instead of `step`; or NULL */
   double beta1, beta2, eps, momentum, clip_grad, ema_decay, seed_factor;
   bool nesterov;
   int64_t growth_interval; /* updates; 0: no loss scaling */
@@ -522,6 +546,7 @@ typedef struct {
   ii_dtype real;
   bool scaled; /* a loss scale is in use: a loss that is not finite is no reason to stop */
   int64_t step;
+  const int64_t *step_at; /* as in ii_update_args */
   const void *loss;
   ii_update_state *state;
 } ii_loss_add_args;

@@ -32,6 +32,20 @@ typedef struct {
   uint32_t key[2], tail[2];
 } ii_philox_stream;
 
+/* The stream of (seed, purpose, a, b). The identity is mixed by one Philox call, so nearby seeds
+ * and indices give unrelated streams: of 128 mixed bits 64 become the key, 64 the tail. */
+II_EVERYWHERE ii_philox_stream ii_philox_stream_of(uint64_t seed, uint32_t purpose, uint64_t a,
+                                                   uint64_t b) {
+  const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+  const uint32_t ctr[4] = {(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b,
+                           (uint32_t)(b >> 32) ^ (purpose << 24)};
+  uint32_t id[4];
+  ii_philox_block(key, ctr, id);
+  ii_philox_stream s;
+  s.key[0] = id[0], s.key[1] = id[1], s.tail[0] = id[2], s.tail[1] = id[3];
+  return s;
+}
+
 /* Number i of the stream's uniform numbers in [0, 1), as an integer of 53 bits (times 2^-53). */
 II_EVERYWHERE uint64_t ii_philox_uniform53(const ii_philox_stream *s, uint64_t i) {
   const uint64_t block = i / 2;

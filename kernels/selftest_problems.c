@@ -3,6 +3,7 @@
 #include <string.h>
 
 #define USED ((void *)a) /* "this pointer is used"; the self-test puts a buffer in its place */
+#define OTHER ((void *)((char *)a + 1)) /* the same, of a buffer that need not be another's */
 
 typedef struct {
   bool odd; /* variant 1 */
@@ -65,8 +66,17 @@ static void batch_norm(ii_batch_norm_args *a, form f) {
 
 static void eltwise(ii_eltwise_args *a, form f) {
   *a = (ii_eltwise_args){.real = f.real, .x_dtype = f.t, .y_dtype = f.t, .n = f.odd ? 1025 : 1024};
+  a->C = f.odd ? 41 : 64;
   a->x = a->gy = USED;
-  a->y = a->gx = USED;
+  a->y = USED;
+  a->gx = OTHER;
+}
+
+/* Variant 1 in place. */
+static void gelu(ii_eltwise_args *a, form f) {
+  eltwise(a, f);
+  a->gb = USED;
+  if (f.odd) a->gx = USED;
 }
 
 static void softmax(ii_softmax_args *a, form f) {
@@ -76,18 +86,19 @@ static void softmax(ii_softmax_args *a, form f) {
   a->y = a->gx = USED;
 }
 
-/* Variant 0: DCNv3 with softmax; variant 1: DCNv4's packed offsets, strides and no centre. */
+/* Variant 0: DCNv3 with softmax, values in wider rows; variant 1: DCNv4 with all in one matrix, and
+ * no centre. */
 static void dcn(ii_dcn_args *a, form f) {
   *a = (ii_dcn_args){.real = f.real, .x_dtype = f.t, .om_dtype = f.t, .N = 2, .H = 8, .W = 7};
   a->kh = a->kw = 3, a->dil_h = a->dil_w = 1, a->pad_h = a->pad_w = 1, a->offset_scale = 1;
-  a->stride_h = a->stride_w = f.odd ? 2 : 1, a->remove_center = f.odd, a->softmax = !f.odd;
-  a->G = f.odd ? 3 : 4, a->x_row = a->C = a->G * (f.odd ? 5 : 16);
-  a->Ho = (a->H - 1) / a->stride_h + 1, a->Wo = (a->W - 1) / a->stride_w + 1;
+  a->stride_h = a->stride_w = 1, a->remove_center = f.odd, a->softmax = !f.odd;
+  a->G = f.odd ? 3 : 4, a->C = a->G * (f.odd ? 5 : 16);
+  a->Ho = a->H, a->Wo = a->W;
   const int taps = ii_dcn_taps(a->kh, a->kw, a->remove_center);
   a->offset_group = f.odd ? 3 * taps : 2 * taps;
   a->mask_group = f.odd ? 3 * taps : taps;
-  a->offset_row = f.odd ? (a->offset_group * a->G + 7) / 8 * 8 : a->offset_group * a->G;
-  a->mask_row = f.odd ? a->offset_row : a->mask_group * a->G;
+  a->offset_row = a->mask_row = (f.odd ? a->C : 0) + (3 * taps * a->G + 7) / 8 * 8;
+  a->x_row = f.odd ? a->offset_row : a->C + 8;
   a->x = a->offset = a->mask = a->gy = USED;
   a->y = a->gx = a->goffset = a->gmask = USED;
 }
@@ -176,13 +187,14 @@ static void copy2d(ii_copy2d_args *a, form f) {
 }
 
 static void fill(ii_fill_args *a, form f) {
-  *a = (ii_fill_args){.real = f.real, .y_dtype = f.t, .n = f.odd ? 1025 : 1024, .value = 0.75};
+  *a = (ii_fill_args){.real = f.real, .y_dtype = f.t, .rows = f.odd ? 9 : 1, .value = 0.75};
+  a->n = f.odd ? 5 : 1025, a->y_stride = f.odd ? 13 : 0;
   a->y = USED;
 }
 
 static void keep(ii_keep_args *a, form f) {
   *a = (ii_keep_args){.real = f.real, .n = f.odd ? 33 : 128, .rate = 0.25};
-  a->stream = (ii_philox_stream){{0x1234567u, 89u}, {5u, 7u}};
+  a->seed = 0x1234567, a->purpose = 2, a->step = 89, a->draw = 5;
   a->y = USED;
 }
 
@@ -192,14 +204,17 @@ static void shift(ii_shift_args *a, form f) {
 }
 
 static void mix_batch(ii_mix_batch_args *a, form f) {
-  *a = (ii_mix_batch_args){.real = f.real, .N = 4, .H = 6, .W = 5, .C = f.odd ? 3 : 4, .lam = 0.3};
-  a->cutmix = f.odd, a->y0 = 1, a->y1 = 4, a->x0 = 2, a->x1 = 5;
+  static const ii_mixture mix[] = {{0.3, 0.7, 0.3f, 0.7f, II_MIX_BLEND, 0, 0, 0, 0},
+                                   {0.3, 0.7, 0.3f, 0.7f, II_MIX_BOX, 1, 4, 2, 5}};
+  *a = (ii_mix_batch_args){.real = f.real, .N = 4, .H = 6, .W = 5, .C = f.odd ? 3 : 4};
+  a->mix = &mix[f.odd];
   a->x = USED;
 }
 
 static void mix_targets(ii_mix_targets_args *a, form f) {
-  *a = (ii_mix_targets_args){.real = f.real, .N = f.odd ? 5 : 8, .C = f.odd ? 7 : 16, .lam = 0.3};
-  a->smoothing = 0.1;
+  static const ii_mixture mix = {0.3, 0.7, 0.3f, 0.7f, II_MIX_BLEND, 0, 0, 0, 0};
+  *a = (ii_mix_targets_args){.real = f.real, .N = f.odd ? 5 : 8, .C = f.odd ? 7 : 16};
+  a->smoothing = 0.1, a->mix = &mix;
   a->labels = (const int32_t *)USED;
   a->targets = USED;
 }
@@ -208,8 +223,9 @@ static void erase(ii_erase_args *a, form f) {
   static const ii_erase_rect rects[] = {{0, 1, 2, 5, 4, 1, {{0x1234567u, 89u}, {5u, 7u}}},
                                         {2, 0, 0, 3, 9, 2, {{0x1234567u, 89u}, {6u, 7u}}},
                                         {2, 2, 3, 2, 2, 3, {{0x1234567u, 89u}, {6u, 7u}}}};
+  static const int32_t count = 3;
   *a = (ii_erase_args){.real = f.real, .N = 3, .H = 7, .W = 9, .C = f.odd ? 3 : 4};
-  a->mode = f.odd ? II_ERASE_RAND : II_ERASE_PIXEL, a->count = 3, a->rects = rects;
+  a->mode = f.odd ? II_ERASE_RAND : II_ERASE_PIXEL, a->most = 3, a->count = &count, a->rects = rects;
   a->x = USED;
 }
 
@@ -243,7 +259,7 @@ int ii_selftest_problem(int kernel, int variant, ii_dtype t, ii_any_args *a) {
     PAIR(dwconv2d, dwconv2d)
     PAIR(layer_norm, layer_norm)
     PAIR(batch_norm, batch_norm)
-    PAIR(gelu, eltwise)
+    PAIR(gelu, gelu)
     PAIR(relu, eltwise)
     PAIR(silu, eltwise)
     PAIR(sigmoid, eltwise)

@@ -44,7 +44,7 @@ II_EVERYWHERE double ii_update_decide(const ii_update_args *a, double sum_of_squ
     s->good_updates = 0;
     s->loss_scale = scale / 2;
   } else {
-    s->bad_step = a->step;
+    s->bad_step = a->step_at ? *a->step_at : a->step;
     s->bad_loss = false;
     s->bad_value = norm;
   }
@@ -79,7 +79,7 @@ II_EVERYWHERE void ii_update_add_loss(const ii_loss_add_args *a, double loss, ii
     s->loss_sum += loss;
     s->loss_count++;
   } else if (!a->scaled && s->bad_step < 0) {
-    s->bad_step = a->step;
+    s->bad_step = a->step_at ? *a->step_at : a->step;
     s->bad_loss = true;
     s->bad_value = loss;
   }

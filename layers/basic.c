@@ -26,6 +26,21 @@ ii_linear_layer ii_linear_build(const ii_builder *b, int64_t in, int64_t out, bo
   return l;
 }
 
+ii_linear_layer ii_linear_build_joint(const ii_builder *b, int64_t in, const ii_linear_part *part,
+                                      int parts) {
+  int64_t shape[2] = {0, in};
+  for (int i = 0; i < parts; i++) shape[0] += part[i].out;
+  shape[0] = (shape[0] + 7) / 8 * 8;
+  ii_linear_layer l = {.weight = ii_params_join(b->params, 2, shape),
+                       .bias = ii_params_join(b->params, 1, shape)};
+  for (int i = 0; i < parts; i++) {
+    ii_builder sub = ii_builder_sub(b, "%s", part[i].name);
+    ii_build_rows(&sub, "weight", part[i].init, l.weight, part[i].first, part[i].out);
+    ii_build_rows(&sub, "bias", constant(0), l.bias, part[i].first, part[i].out);
+  }
+  return l;
+}
+
 ii_tensor *ii_linear_forward(ii_ctx *c, const ii_linear_layer *l, ii_tensor *x) {
   return ii_linear(c, x, l->weight, l->bias);
 }
@@ -99,16 +114,20 @@ ii_mlp_layer ii_mlp_build(const ii_builder *b, int64_t channels, int64_t hidden,
 }
 
 ii_tensor *ii_mlp_forward(ii_ctx *c, const ii_mlp_layer *l, ii_tensor *x) {
-  return ii_linear_forward(c, &l->fc2, ii_gelu(c, ii_linear_forward(c, &l->fc1, x)));
+  return ii_linear_forward(c, &l->fc2, ii_linear_gelu(c, x, l->fc1.weight, l->fc1.bias));
 }
 
 ii_tensor *ii_drop_path(ii_ctx *c, int64_t N, double rate) {
   if (rate <= 0 || !c->training) return NULL;
   ii_tensor *keep = ii_tensor_new(c, c->real, 1, &N);
-  const ii_rng r = ii_rng_make(c->seed, II_RNG_DROP_PATH, c->step, c->draw++);
-  ii_run_keep(
-      c,
-      &(ii_keep_args){
-          .real = c->real, .n = N, .rate = rate, .stream = ii_rng_stream(&r), .y = ii_data(keep)});
+  ii_run_keep(c, &(ii_keep_args){.real = c->real,
+                                 .n = N,
+                                 .rate = rate,
+                                 .seed = c->seed,
+                                 .step = c->step,
+                                 .step_at = c->step_at,
+                                 .draw = c->draw++,
+                                 .purpose = II_RNG_DROP_PATH,
+                                 .y = ii_data(keep)});
   return keep;
 }

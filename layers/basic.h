@@ -12,6 +12,18 @@ typedef struct {
 /* weight: init; bias: zeros, when wanted. */
 ii_linear_layer ii_linear_build(const ii_builder *b, int64_t in, int64_t out, bool bias,
                                 ii_init init);
+/* Several linear layers of the same input, with biases, as one: parts <name>.weight [out,in] and
+ * <name>.bias [out] are parameters of their own, added in this order, and rows from `first` on of
+ * the layer's joint weight and bias; its output has the same columns, and columns of zeros that
+ * make their number a multiple of 8: 16 bytes of the narrowest type, as matrix units want them.
+ * first: the parts' rows lie behind each other, from 0 on. */
+typedef struct {
+  const char *name;
+  int64_t first, out;
+  ii_init init; /* of the weight; the bias is zero */
+} ii_linear_part;
+ii_linear_layer ii_linear_build_joint(const ii_builder *b, int64_t in, const ii_linear_part *part,
+                                      int parts);
 ii_tensor *ii_linear_forward(ii_ctx *c, const ii_linear_layer *l, ii_tensor *x);
 
 /* The initialisations that recur: timm's trunc_normal(std 0.02) and Xavier uniform,

@@ -46,6 +46,15 @@ ii_tensor *ii_build(const ii_builder *b, const char *name, ii_init init, int64_t
   return t;
 }
 
+ii_tensor *ii_build_rows(const ii_builder *b, const char *name, ii_init init, ii_tensor *whole,
+                         int64_t first, int64_t rows) {
+  char full[II_PARAM_NAME];
+  full_name(b, name, full);
+  ii_tensor *t = ii_params_add_rows(b->params, full, whole, first, rows);
+  if (t) remember(b, init);
+  return t;
+}
+
 ii_tensor *ii_build_buffer(const ii_builder *b, const char *name, int64_t n, double value) {
   char full[II_PARAM_NAME];
   full_name(b, name, full);

@@ -34,6 +34,10 @@ ii_builder ii_builder_sub(const ii_builder *b, const char *fmt, ...)
 ii_tensor *ii_build(const ii_builder *b, const char *name, ii_init init, int64_t d0, int64_t d1,
                     int64_t d2, int64_t d3);
 
+/* Adds parameter <prefix><name>: rows of a joint parameter (ii_params_join). */
+ii_tensor *ii_build_rows(const ii_builder *b, const char *name, ii_init init, ii_tensor *whole,
+                         int64_t first, int64_t rows);
+
 /* Adds a one-dimensional buffer, or a scalar one when n is 0. */
 ii_tensor *ii_build_buffer(const ii_builder *b, const char *name, int64_t n, double value);
 

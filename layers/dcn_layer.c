@@ -39,8 +39,9 @@ ii_dcnv3_layer ii_dcnv3_build(const ii_builder *b, const ii_dcn_options *o) {
   ii_builder dw = ii_builder_sub(b, "dw_conv.0"), norm = ii_builder_sub(b, "dw_conv.1.1");
   l.dw = ii_dwconv_build(&dw, C, o->dw_kernel_size ? o->dw_kernel_size : o->kernel_size);
   l.dw_norm = ii_norm_build(&norm, C, 1e-6);
-  l.offset = build_linear(b, "offset", C, o->groups * taps * 2, true, zero);
-  l.mask = build_linear(b, "mask", C, o->groups * taps, true, zero);
+  const ii_linear_part parts[] = {{"offset", 0, o->groups * taps * 2, zero},
+                                  {"mask", o->groups * taps * 2, o->groups * taps, zero}};
+  l.offset_mask = ii_linear_build_joint(b, C, parts, 2);
   l.input_proj = build_linear(b, "input_proj", C, C, true, xavier);
   l.output_proj = build_linear(b, "output_proj", C, C, true, xavier);
   return l;
@@ -58,9 +59,7 @@ ii_tensor *ii_dcnv3_forward(ii_ctx *c, const ii_dcnv3_layer *l, ii_tensor *u) {
   ii_tensor *v = ii_linear_forward(c, &l->input_proj, u);
   ii_tensor *t = ii_dwconv_forward(c, &l->dw, u);
   t = ii_norm_forward(c, &l->dw_norm, t, II_ACT_GELU, c->compute);
-  ii_tensor *offset = ii_linear_forward(c, &l->offset, t);
-  ii_tensor *mask = ii_linear_forward(c, &l->mask, t);
-  ii_tensor *y = ii_dcnv3(c, v, offset, mask, &l->geometry);
+  ii_tensor *y = ii_dcnv3(c, v, ii_linear_forward(c, &l->offset_mask, t), &l->geometry);
   y = mix_center(c, y, v, t, l->center_weight, l->center_bias);
   return ii_linear_forward(c, &l->output_proj, y);
 }
@@ -76,16 +75,25 @@ ii_dcnv4_layer ii_dcnv4_build(const ii_builder *b, const ii_dcn_options *o) {
     ii_builder dw = ii_builder_sub(b, "offset_mask_dw");
     l.dw = ii_dwconv_build(&dw, C, o->dw_kernel_size);
   }
-  l.offset_mask = build_linear(b, "offset_mask", C, packed, true, zero);
-  if (!o->without_pointwise) {
-    l.value_proj = build_linear(b, "value_proj", C, C, true, xavier);
-    l.output_proj = build_linear(b, "output_proj", C, C, o->output_bias, xavier);
+  if (!o->without_pointwise && !o->dw_kernel_size && !o->center_feature_scale) {
+    const ii_linear_part parts[] = {{"offset_mask", C, packed, zero}, {"value_proj", 0, C, xavier}};
+    l.joint = ii_linear_build_joint(b, C, parts, 2);
+  } else {
+    l.offset_mask = build_linear(b, "offset_mask", C, packed, true, zero);
+    if (!o->without_pointwise) l.value_proj = build_linear(b, "value_proj", C, C, true, xavier);
   }
+  if (!o->without_pointwise)
+    l.output_proj = build_linear(b, "output_proj", C, C, o->output_bias, xavier);
   return l;
 }
 
 ii_tensor *ii_dcnv4_forward(ii_ctx *c, const ii_dcnv4_layer *l, ii_tensor *u) {
   u = ii_cast(c, u, c->compute);
+  if (l->joint.weight) {
+    ii_tensor *joint = ii_linear_forward(c, &l->joint, u);
+    ii_tensor *y = ii_dcnv4_joint(c, joint, l->output_proj.weight->shape[1], &l->geometry);
+    return ii_linear_forward(c, &l->output_proj, y);
+  }
   ii_tensor *v = l->value_proj.weight ? ii_linear_forward(c, &l->value_proj, u) : u;
   ii_tensor *t = l->dw.weight ? ii_dwconv_forward(c, &l->dw, u) : u;
   ii_tensor *y = ii_dcnv4(c, v, ii_linear_forward(c, &l->offset_mask, t), &l->geometry);

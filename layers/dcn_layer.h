@@ -22,7 +22,8 @@ typedef struct {
   ii_tensor *center_weight, *center_bias; /* [G,C], [G]; NULL without center_feature_scale */
   ii_dwconv_layer dw;
   ii_norm_layer dw_norm;
-  ii_linear_layer offset, mask, input_proj, output_proj;
+  ii_linear_layer offset_mask; /* joint: offsets, then mask */
+  ii_linear_layer input_proj, output_proj;
 } ii_dcnv3_layer;
 ii_dcnv3_layer ii_dcnv3_build(const ii_builder *b, const ii_dcn_options *o);
 /* u[N,H,W,C] -> [N,H,W,C] of the compute type. */
@@ -30,12 +31,15 @@ ii_tensor *ii_dcnv3_forward(ii_ctx *c, const ii_dcnv3_layer *l, ii_tensor *u);
 
 /* DCNv4 (official DCNv4 module): v = value_proj(u); the packed offsets and (unnormalised)
  * modulations are linear in u, or in a plain depthwise convolution of it; with center_feature_scale
- * the scale is computed from the core's OUTPUT; output_proj. without_pointwise: no projections. */
+ * the scale is computed from the core's OUTPUT; output_proj. without_pointwise: no projections.
+ * Where values and offsets are linear in the same u, and nothing else wants the values, one product
+ * gives both. */
 typedef struct {
   ii_dcn_geometry geometry;
   ii_tensor *center_weight, *center_bias;
   ii_dwconv_layer dw;                                   /* weight NULL: none */
-  ii_linear_layer offset_mask, value_proj, output_proj; /* projections' weight NULL: none */
+  ii_linear_layer joint;                                /* value_proj, then offset_mask */
+  ii_linear_layer offset_mask, value_proj, output_proj; /* weight NULL: none, or in `joint` */
 } ii_dcnv4_layer;
 ii_dcnv4_layer ii_dcnv4_build(const ii_builder *b, const ii_dcn_options *o);
 ii_tensor *ii_dcnv4_forward(ii_ctx *c, const ii_dcnv4_layer *l, ii_tensor *u);

@@ -45,12 +45,26 @@ bool ii_ema_is_counter(const ii_param *p) {
   return p->buffer && n >= m && !strcmp(p->name + n - m, suffix) && ii_numel(p->value) == 1;
 }
 
+/* A tensor as long as the longest of the average; NULL after an error. */
+static ii_tensor *spare_tensor(const ii_ema *e) {
+  int64_t most = 0;
+  for (int64_t i = 0; i < e->count; i++)
+    if (ii_numel(e->avg[i]) > most) most = ii_numel(e->avg[i]);
+  return ii_tensor_persistent(e->params->ctx, e->avg[0]->dtype, 1, &most, II_MEM_EMA);
+}
+
 void ii_ema_swap(ii_ema *e) {
+  if (!e->count) return;
+  ii_ctx *c = e->params->ctx;
+  ii_tensor *spare = spare_tensor(e);
+  if (!spare) return;
   for (int64_t i = 0; i < e->count; i++) {
     ii_tensor *p = e->params->at[i].value, *avg = e->avg[i];
-    ii_block *mem = p->mem;
-    p->mem = avg->mem;
-    avg->mem = mem;
+    spare->shape[0] = ii_numel(p);
+    ii_tensor_copy(c, spare, p);
+    ii_tensor_copy(c, p, avg);
+    ii_tensor_copy(c, avg, spare);
   }
-  if (e->count) ii_params_refresh_low(e->params);
+  ii_tensor_free(spare);
+  ii_params_refresh_low(e->params);
 }

@@ -31,8 +31,10 @@ void ii_ema_reset(ii_ema *e);
  * state-dict; here they are stored as numbers. The optimizer's update does the averaging. */
 bool ii_ema_is_counter(const ii_param *p);
 
-/* Exchanges average and weights, without copying, and refreshes the 16-bit copies. Evaluate the
- * average between two calls; the second one restores both bit for bit. */
+/* Exchanges average and weights and refreshes the 16-bit copies. Evaluate the average between two
+ * calls; the second one restores both bit for bit. Values are exchanged, not memory: rows of joint
+ * parameters have to stay where they are. Takes memory for one more tensor while it runs; without
+ * it nothing is exchanged and the context has its error. */
 void ii_ema_swap(ii_ema *e);
 
 #endif

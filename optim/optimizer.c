@@ -4,26 +4,16 @@
 
 /* ---- memory -----------------------------------------------------------------------------------*/
 
-static void destroy_rates(ii_ctx *c, ii_optimizer_rates *r) {
-  if (r->host) {
-    ii_transfer_destroy(&c->k, &r->transfer);
-    ii_host_free(&c->k, r->host);
-  }
-  ii_tensor_free(r->device);
-}
-
 void ii_optimizer_destroy(ii_optimizer *o) {
-  if (!o->params) return;
   if (!o->params) return;
   for (int64_t i = 0; o->slot && i < o->params->count; i++) {
     ii_tensor_free(o->slot[i].m);
     ii_tensor_free(o->slot[i].v);
   }
   free(o->slot);
-  for (int i = 0; i < 2; i++) {
-    destroy_rates(o->params->ctx, &o->rates[i]);
-    free(o->rows[i]);
-  }
+  for (int i = 0; i < 2; i++) free(o->rows[i]);
+  if (!o->params->ctx->plan) ii_upload_destroy(&o->params->ctx->k, &o->upload);
+  ii_tensor_free(o->rates);
   ii_tensor_free(o->seed);
   ii_tensor_free(o->state);
   ii_tensor_free(o->table);
@@ -94,15 +84,6 @@ static void engine_did(ii_ctx *c, int status) {
   if (status) ii_error_set(&c->err, II_ERR_DEVICE, "%s", c->k.error);
 }
 
-static void init_rates(ii_ctx *c, ii_optimizer_rates *r, int64_t n) {
-  r->device = elements(c, II_F64, n);
-  if (c->plan || !ii_ok(c)) return;
-  engine_did(c, ii_host_alloc(&c->k, (size_t)(n + 1) * sizeof *r->host, (void **)&r->host));
-  if (ii_ok(c)) engine_did(c, ii_transfer_init(&c->k, &r->transfer));
-  /* the first upload comes after what is being done to the new memory */
-  if (ii_ok(c)) engine_did(c, ii_transfer_release(&c->k, &r->transfer));
-}
-
 static void init_update(ii_optimizer *o) {
   ii_ctx *c = o->params->ctx;
   const int64_t n = o->params->count;
@@ -111,8 +92,10 @@ static void init_update(ii_optimizer *o) {
   for (int i = 0; i < 2; i++) {
     o->rows[i] = calloc((size_t)n + 1, sizeof *o->rows[i]);
     if (!o->rows[i]) ii_error_set(&c->err, II_ERR_MEMORY, "out of host memory for the optimizer");
-    if (ii_ok(c)) init_rates(c, &o->rates[i], n);
   }
+  o->rates = elements(c, II_F64, n);
+  if (!c->plan && ii_ok(c))
+    engine_did(c, ii_upload_init(&c->k, &o->upload, (size_t)(n + 1) * sizeof(double)));
   o->seed = elements(c, c->real, 1);
   o->state = structs(c, sizeof(ii_update_state), 1);
   o->table = structs(c, sizeof(ii_update_tensor), n);

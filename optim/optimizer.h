@@ -61,13 +61,6 @@ typedef struct {
   ii_tensor *v; /* AdamW: mean of its square. NULL: none */
 } ii_optimizer_slot;
 
-/* The rates of one update on their way to the device. */
-typedef struct {
-  ii_transfer transfer;
-  double *host; /* pinned */
-  ii_tensor *device;
-} ii_optimizer_rates;
-
 typedef struct {
   ii_params *params; /* not owned; no entries may be added while the optimizer exists */
   ii_optimizer_options options;
@@ -76,10 +69,11 @@ typedef struct {
   ii_tensor *seed;         /* the gradient of the next loss: loss scale * loss_factor */
   /* what the update's kernels work on (kernels.h), in device memory */
   ii_tensor *state, *table, *chunks, *partial, *factors;
+  ii_tensor *rates; /* of the next update, one for each entry, F64 */
+  ii_upload upload; /* of the rates */
   int64_t chunk_count, elements;
   ii_update_tensor *rows[2]; /* the table as it was written last, and as it should be */
-  ii_optimizer_rates rates[2];
-  int turn; /* of the two, the one that was used last */
+  int64_t table_writes;      /* how often it was written */
 } ii_optimizer;
 
 typedef struct {
@@ -113,6 +107,13 @@ void ii_optimizer_add_loss(ii_optimizer *o, const ii_tensor *loss, int64_t itera
  * with it (the caller decides what to do about it). */
 ii_status ii_optimizer_step(ii_optimizer *o, const ii_schedule *schedule, int64_t iteration,
                             ii_step_report *report);
+
+/* The two halves of ii_optimizer_step, for updates that are recorded (ii_graph_begin): the first
+ * sends the rates of an iteration to their place on the device, the second queues the kernels,
+ * which is the same work each time. What ctx->step_at says, where it is set, goes before
+ * `iteration`. */
+void ii_optimizer_send_rates(ii_optimizer *o, const ii_schedule *schedule, int64_t iteration);
+void ii_optimizer_update(ii_optimizer *o, int64_t iteration);
 
 /* What the device knows: waits for it. bad_step >= 0 tells that everything is frozen since that
  * iteration, and ends it. */

@@ -13,8 +13,8 @@ static bool has_gradient(const ii_optimizer *o, int64_t i) {
   return o->slot[i].group.trainable && o->params->at[i].value->grad_valid;
 }
 
-/* Brings the device's table up to date. It changes when a gradient comes where none came before,
- * or when weights have been exchanged with their average: not from step to step. */
+/* Brings the device's table up to date. It changes when a gradient comes where none came before:
+ * not from step to step. */
 static void write_table(ii_optimizer *o) {
   const int64_t n = o->params->count;
   const size_t bytes = (size_t)n * sizeof(ii_update_tensor);
@@ -35,6 +35,8 @@ static void write_table(ii_optimizer *o) {
   }
   if (!memcmp(rows, o->rows[0], bytes)) return;
   ii_tensor_write(o->params->ctx, o->table, rows);
+  if (!ii_ok(o->params->ctx)) return;
+  o->table_writes++;
   o->rows[1] = o->rows[0];
   o->rows[0] = rows;
 }
@@ -50,6 +52,7 @@ static ii_update_args arguments(const ii_optimizer *o, ii_update_kind kind, int6
                           .tensor = ii_data(o->table),
                           .chunk = ii_data(o->chunks),
                           .step = step,
+                          .step_at = c->step_at,
                           .beta1 = o->options.beta1,
                           .beta2 = o->options.beta2,
                           .eps = o->options.eps,
@@ -92,6 +95,7 @@ void ii_optimizer_add_loss(ii_optimizer *o, const ii_tensor *loss, int64_t itera
   ii_run_loss_add(o->params->ctx, &(ii_loss_add_args){.real = loss->dtype,
                                                       .scaled = o->options.loss_scale > 0,
                                                       .step = iteration,
+                                                      .step_at = o->params->ctx->step_at,
                                                       .loss = ii_data(loss),
                                                       .state = ii_data(o->state)});
 }
@@ -101,39 +105,35 @@ double ii_optimizer_lr(const ii_optimizer *o, const ii_schedule *schedule, int64
   return ii_schedule_lr(schedule, o->options.base_lr * o->slot[i].group.lr_ratio, iteration);
 }
 
-/* Starts the upload of this update's rates into one of the two places, while the update before may
- * still read the other. */
-static ii_optimizer_rates *send_rates(ii_optimizer *o, const ii_schedule *schedule,
-                                      int64_t iteration) {
+void ii_optimizer_send_rates(ii_optimizer *o, const ii_schedule *schedule, int64_t iteration) {
   ii_ctx *c = o->params->ctx;
   const int64_t n = o->params->count;
-  o->turn ^= 1;
-  ii_optimizer_rates *r = &o->rates[o->turn];
-  if (c->plan || !ii_ok(c)) return r;
-  engine_did(c, ii_transfer_host_done(&c->k, &r->transfer));
-  for (int64_t i = 0; i < n; i++) r->host[i] = ii_optimizer_lr(o, schedule, iteration, i);
-  if (ii_ok(c))
-    engine_did(c, ii_transfer_start(&c->k, &r->transfer, ii_data(r->device), r->host,
-                                    (size_t)n * sizeof *r->host));
-  if (ii_ok(c)) engine_did(c, ii_transfer_acquire(&c->k, &r->transfer));
-  return r;
+  void *host = NULL;
+  if (c->plan || !ii_ok(c)) return;
+  engine_did(c, ii_upload_begin(&c->k, &o->upload, &host));
+  if (!ii_ok(c)) return;
+  double *rate = host;
+  for (int64_t i = 0; i < n; i++) rate[i] = ii_optimizer_lr(o, schedule, iteration, i);
+  engine_did(c, ii_upload_send(&c->k, &o->upload, ii_data(o->rates), (size_t)n * sizeof *rate));
+}
+
+void ii_optimizer_update(ii_optimizer *o, int64_t iteration) {
+  const bool adamw = o->options.kind == II_OPTIMIZER_ADAMW;
+  ii_update_args a = arguments(o, adamw ? II_UPDATE_ADAMW : II_UPDATE_SGD, iteration);
+  write_table(o);
+  a.lr = ii_data(o->rates);
+  a.seed = ii_data(o->seed);
+  run(o->params->ctx, &a);
 }
 
 ii_status ii_optimizer_step(ii_optimizer *o, const ii_schedule *schedule, int64_t iteration,
                             ii_step_report *report) {
-  ii_ctx *c = o->params->ctx;
-  const bool adamw = o->options.kind == II_OPTIMIZER_ADAMW;
-  ii_update_args a = arguments(o, adamw ? II_UPDATE_ADAMW : II_UPDATE_SGD, iteration);
-  ii_optimizer_rates *r = send_rates(o, schedule, iteration);
-  write_table(o);
-  a.lr = ii_data(r->device);
-  a.seed = ii_data(o->seed);
-  run(c, &a);
-  if (!c->plan && ii_ok(c)) engine_did(c, ii_transfer_release(&c->k, &r->transfer));
+  ii_optimizer_send_rates(o, schedule, iteration);
+  ii_optimizer_update(o, iteration);
   if (report) {
     ii_update_state s;
     ii_optimizer_look(o, &s);
     *report = report_of(&s);
   }
-  return c->err.status;
+  return o->params->ctx->err.status;
 }

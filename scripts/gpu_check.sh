@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# gpu_check.sh [--build DIR] [--out DIR] [--data DIR] [--device cuda[:N]] [--limit SECONDS] [--quick]
+# gpu_check.sh [--build DIR] [--out DIR] [--data DIR] [--device cuda[:N]] [--limit SECONDS]
+#              [--quick | --full] [--name NAME]
 #
 # Checks and measures everything on a machine with a GPU, in less than ten minutes, and writes
 # report.md, report.json and all logs into --out (gpu_check/). Tests come first:
 #   1. hardware, driver and versions; train --doctor, which tests every kernel
 #   2. the tests of the CUDA engine: op tests, its own tests, the reference data
 #   3. compute-sanitizer (memcheck, racecheck, initcheck, synccheck) over the doctor's kernels
-#   4. training steps, the deformable convolution, all ops: times and shares of the machine's limits
-#   5. the same beside PyTorch, and beside the official extensions DCNv3 and DCNv4, where installed
+#   4. training steps, latency of one image, the deformable convolution, all ops: times and shares of
+#      the machine's limits
+#   5. the same beside PyTorch, and beside the official extensions DCNv3 and DCNv4, where installed;
+#      OFFICIAL and OFFICIAL_V4 name the `classification` folders of checkouts of
+#      OpenGVLab/InternImage and OpenGVLab/DCNv4 for the official models
 #   6. with --data DIR (folders train/<class> and val/<class> of CIFAR-10): a micro run
 # What is missing is reported, never passed over.
 #
@@ -16,11 +20,13 @@
 #   here, in build/gpu_check, for this machine's GPU (needs nvcc and the packages of setup.sh).
 # --limit: seconds for everything after the build (540). --quick: doctor and tests, and a glance at
 #   the rest. With an emulated engine the timings mean nothing and are cut down in the same way.
+# --full: every shape, model and type, with and without CUDA graphs, in at most an hour (--limit 3600).
+# --name: the report is also put beside the others, as docs/benchmarks/NAME.md and NAME.json.
 # Exit status: 0 passed, 1 a test failed, 2 wrong usage, 77 no GPU (a report is written all the same).
 set -uo pipefail
 export LC_ALL=C
 root=$(cd "$(dirname "$0")/.." && pwd)
-build='' out='' data='' device=cuda limit=540 quick=0
+build='' out='' data='' device=cuda limit='' quick=0 full=0 name=''
 
 usage() {
   echo "gpu_check: $1 (see the head of $0)" >&2
@@ -29,7 +35,8 @@ usage() {
 while [ $# -gt 0 ]; do
   case $1 in
   --quick) quick=1 ;;
-  --build | --out | --data | --device | --limit)
+  --full) full=1 ;;
+  --build | --out | --data | --device | --limit | --name)
     [ $# -ge 2 ] || usage "$1 needs a value"
     declare "${1#--}=$2"
     shift
@@ -39,6 +46,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 case $device in cuda | cuda:[0-9]*) ;; *) usage "--device is cuda or cuda:N" ;; esac
+limit=${limit:-$((full ? 3600 : 540))}
+case $name in *[!A-Za-z0-9_-]*) usage "--name is made of letters, digits, - and _" ;; esac
 case $limit in '' | *[!0-9]*) usage "--limit is a number of seconds" ;; esac
 [ -z "$build" ] || build=$(cd "$build" 2>/dev/null && pwd) || usage "--build: there is no such folder"
 [ -z "$build" ] || [ -x "$build/bin/train" ] || usage "--build: $build/bin/train is missing"
@@ -67,7 +76,7 @@ say() { printf '%-34s %-8s %6s  %s\n' "$1" "$2" "${3:+$3 s}" "$4"; }
 
 note() { # NAME KIND STATUS TEXT: something that was not run
   number=$((number + 1))
-  record "$out/phases/$(printf %02d $number)" "$1" "$2" "$3" 0 "$4" ""
+  record "$out/phases/$(printf %03d $number)" "$1" "$2" "$3" 0 "$4" ""
   say "$1" "$3" "" "$4"
 }
 
@@ -79,7 +88,7 @@ reason() { # LOG: the line of a failed run that says most
 # KIND test: a failure fails the whole. bench, info: it is reported.
 phase() { # NAME KIND SECONDS COMMAND...
   number=$((number + 1))
-  run_phase "$(printf %02d $number)" "$@"
+  run_phase "$(printf %03d $number)" "$@"
 }
 run_phase() { # NUMBER NAME KIND SECONDS COMMAND...
   local file=$out/phases/$1 name=$2 kind=$3 most=$4 log=$out/logs/$2.log rest status=passed why='' t0 rc
@@ -180,11 +189,19 @@ write_markdown() { # VERDICT
     forward=forward_s backward=backward_s update=update_s "peak MiB=peak_mib" "GFLOP/s=step_gflops"
   section "Training steps of the official model in PyTorch" torch_steps.jsonl step=name s/step=step_s \
     images/s=images_per_s "peak MiB=peak_mib"
-  section "Deformable and depthwise convolution" dcn.jsonl op=op shape=shape type=dtype \
-    "forward ms=fwd_ms" "forward+backward ms=fwd_bwd_ms" "forward MB=fwd_MB"
-  section "The same in PyTorch and the official extensions" torch_ops.jsonl op=op shape=shape \
-    type=dtype "forward ms=fwd_ms" "forward+backward ms=fwd_bwd_ms"
-  section "Limits of this machine" ops.jsonl limit=limit type=dtype GB/s=GB_s GFLOP/s=GFLOP_s
+  section "Latency: one forward pass" latency.jsonl step=name s=step_s "p90 s=step_p90_s" \
+    "peak MiB=peak_mib"
+  section "Latency of the official model in PyTorch" torch_latency.jsonl step=name s=step_s \
+    "peak MiB=peak_mib"
+  section "Deformable and depthwise convolution" dcn.jsonl op=op set=set shape=shape type=dtype \
+    "forward ms=fwd_ms" "% copy=fwd_pct_copy" "% L1=fwd_pct_l1" "backward ms=bwd_ms" \
+    "% copy=bwd_pct_copy" "% L1=bwd_pct_l1" "both ms=fwd_bwd_ms"
+  section "The same in PyTorch and the official extensions" torch_ops.jsonl op=op set=set \
+    shape=shape type=dtype "forward ms=fwd_ms" "backward ms=bwd_ms" "both ms=fwd_bwd_ms" \
+    "peak MiB=peak_mib"
+  section "DCN: times of the others over ours" ratios.jsonl other=other ours=ours shape=shape \
+    type=dtype "forward x=fwd" "backward x=bwd" "both x=fwd_bwd"
+  section "Limits of this machine" limits.jsonl limit=limit type=dtype GB/s=GB_s GFLOP/s=GFLOP_s
   section "Ops: times, and shares of those limits" ops.jsonl op=op shape=shape type=dtype \
     "forward ms=fwd_ms" "% copy=fwd_pct_copy" "% gemm=fwd_pct_gemm" "backward ms=bwd_ms" \
     "% copy=bwd_pct_copy" "% gemm=bwd_pct_gemm"
@@ -193,9 +210,36 @@ write_markdown() { # VERDICT
   fi
 }
 
+# What the official operators and PyTorch take, over what ours take, at the same shape and type.
+write_ratios() {
+  [ -s "$out/dcn.jsonl" ] && [ -s "$out/torch_ops.jsonl" ] || return 0
+  awk '
+    function field(name,   s) {
+      if (!match($0, "\"" name "\": *(\"[^\"]*\"|[^,}]*)")) return ""
+      s = substr($0, RSTART, RLENGTH); sub(/^"[^"]*": */, "", s); gsub(/"/, "", s); return s
+    }
+    { op = field("op"); key = field("set") " " field("shape") " " field("dtype") }
+    FNR == NR && op != "" { for (i = 1; i <= 3; i++) t[op, key, i] = field(d[i] "_ms"); next }
+    FNR != NR {
+      ours = op ~ /DCNv4/ ? "dcnv4" : op ~ /[dD][cC][nN]v3/ ? "dcnv3" : op ~ /dwconv3/ ? "dwconv3" : op ~ /dwconv5/ ? "dwconv5" : ""
+      if (ours == "" || !t[ours, key, 1]) next
+      printf "{\"other\": \"%s\", \"ours\": \"%s\", \"shape\": \"%s\", \"dtype\": \"%s\"", op, ours, field("shape"), field("dtype")
+      for (i = 1; i <= 3; i++) printf ", \"%s\": %.2f", d[i], field(d[i] "_ms") / t[ours, key, i]
+      print "}"
+    }
+    BEGIN { split("fwd bwd fwd_bwd", d, " ") }' "$out/dcn.jsonl" "$out/torch_ops.jsonl" >"$out/ratios.jsonl"
+}
+
 finish() { # VERDICT EXIT-STATUS
+  write_ratios
+  cat "$out"/dcn.jsonl "$out"/ops.jsonl 2>/dev/null | grep '"limit"' | sort -u >"$out/limits.jsonl"
   write_json "$1" >"$out/report.json"
   write_markdown "$1" >"$out/report.md"
+  if [ -n "$name" ]; then
+    mkdir -p docs/benchmarks
+    cp "$out/report.md" "docs/benchmarks/$name.md"
+    cp "$out/report.json" "docs/benchmarks/$name.json"
+  fi
   echo "gpu_check: $1; $out/report.md, $out/report.json"
   exit "$2"
 }
@@ -272,7 +316,7 @@ for t in "${tests[@]}"; do # side by side: the GPU has room for all of them
     continue
   fi
   number=$((number + 1))
-  run_phase "$(printf %02d $number)" "$(basename "$t")" test 300 "$t" &
+  run_phase "$(printf %03d $number)" "$(basename "$t")" test 300 "$t" &
   [ $((number % ($(nproc) > 8 ? 8 : $(nproc)))) -ne 0 ] || wait
 done
 wait
@@ -296,15 +340,15 @@ else
       "$bin/train" --doctor --device "$device"
     if grep -q 'Device not supported' "$out/logs/sanitizer-$tool.log"; then
       sed -i 's/^status .*/status absent/; s/^note .*/note compute-sanitizer refuses this device/' \
-        "$out/phases/$(printf %02d $number)"
+        "$out/phases/$(printf %03d $number)"
       break
     fi
     # all kernels of ours, and none of the libraries', are in an anonymous namespace
-    if grep -q '^status failed' "$out/phases/$(printf %02d $number)" &&
+    if grep -q '^status failed' "$out/phases/$(printf %03d $number)" &&
       grep -q 'kernels passed' "$out/logs/sanitizer-$tool.log" &&
       ! grep -q 'anonymous namespace\|_GLOBAL__N_' "$out/logs/sanitizer-$tool.log"; then
       sed -i "s/^status .*/status passed/; s/^note .*/note reports from inside NVIDIA's libraries alone/" \
-        "$out/phases/$(printf %02d $number)"
+        "$out/phases/$(printf %03d $number)"
     fi
   done
 fi
@@ -321,23 +365,80 @@ bench() { # FILE.jsonl NAME SECONDS COMMAND...: its JSON lines are kept
   grep -s '^{.*}$' "$out/logs/$name.log" >>"$file" || true
 }
 small=$((quick | emulated))
+# Models at their published sizes: configuration, short name, images per step, pixels.
+models=("internimage_t_1k t 128 224" "flash_internimage_t_1k t 128 224")
+large=("internimage_l_22kto1k_384 l 16 384" "flash_internimage_l_22kto1k_384 l 16 384")
+others=("internimage_s_1k s 128 224" "internimage_b_1k b 64 224" "flash_internimage_s_1k s 128 224"
+  "flash_internimage_b_1k b 64 224")
+graphs=('')
+if "$bin/train" --help 2>/dev/null | grep -q 'train.cuda_graph'; then graphs=(off on); fi
+
+# step CONFIG BATCH SIZE AMP GRAPH [OPTION...]: bench_step of one model
+step() {
+  local config=$1 batch=$2 size=$3 amp=$4 graph=$5 file=steps.jsonl what=step
+  shift 5
+  case " $* " in *" --forward "*) file=latency.jsonl what=latency ;; esac
+  [ -z "$graph" ] || set -- "$@" --set "train.cuda_graph=$graph"
+  bench $file "$what-$config-$amp${graph:+-graph-$graph}" 90 "$bin/bench_step" --config "$config" \
+    --batch "$batch" --size "$size" --amp "$amp" --device "$device" "$@"
+}
+
 if [ $small = 1 ]; then
   n=$((emulated ? 2 : 32))
-  bench steps.jsonl step-quickstart 60 "$bin/bench_step" --config quickstart --batch $n --steps 2 --device "$device"
-  bench dcn.jsonl dcn 60 "$bin/bench_dcn" --device "$device" --batch 1 --repeat 1 --flush 1
+  for graph in "${graphs[@]}"; do step quickstart $n 64 none "$graph" --steps 2; done
+  step quickstart 1 64 none '' --steps 2 --forward
+  bench dcn.jsonl dcn 60 "$bin/bench_dcn" --device "$device" --batch 1 --repeat 1 --flush 1 --shape 3
   bench ops.jsonl ops 60 "$bin/bench_ops" --device "$device" --batch 1 --repeat 1 --shapes 1 --flush 1 \
     --only add --only gelu --dtype f32 --dtype bf16
 else
-  for amp in bf16 fp16 none; do
-    bench steps.jsonl "step-internimage_t-$amp" 45 "$bin/bench_step" --config internimage_t_1k \
-      --batch 128 --steps 10 --amp $amp --device "$device" --profile
+  [ $full = 0 ] || models+=("${large[@]}")
+  for m in "${models[@]}"; do
+    read -r config _ batch size <<<"$m"
+    for amp in bf16 fp16 none; do
+      for graph in "${graphs[@]}"; do step "$config" "$batch" "$size" $amp "$graph" --steps 10 --profile; done
+    done
   done
-  bench steps.jsonl step-flash_internimage_t-bf16 45 "$bin/bench_step" \
-    --config flash_internimage_t_1k --batch 128 --steps 10 --amp bf16 --device "$device" --profile
-  bench dcn.jsonl dcn 45 "$bin/bench_dcn" --device "$device" --batch 64 --repeat 15
+  [ $full = 0 ] || models+=("${others[@]}")
+  for m in "${models[@]}"; do
+    read -r config _ _ size <<<"$m"
+    for amp in bf16 fp16; do step "$config" 1 "$size" $amp '' --steps 50 --forward; done
+  done
+  bench dcn.jsonl dcn-paper 120 "$bin/bench_dcn" --device "$device" --set paper --repeat 15
+  sets=(tiny)
+  [ $full = 0 ] || sets=(tiny small base large)
+  for set in "${sets[@]}"; do
+    bench dcn.jsonl "dcn-$set" 120 "$bin/bench_dcn" --device "$device" --set "$set" --batch 64 --repeat 15
+  done
+  [ $full = 0 ] || bench dcn.jsonl dcn-joint 120 "$bin/bench_dcn" --device "$device" --set all \
+    --only dcnv4_joint --batch 64 --repeat 15
+  [ $full = 0 ] || bench dcn_deterministic.jsonl dcn-deterministic 120 "$bin/bench_dcn" --device "$device" \
+    --set paper --only dcnv4 --only dcnv3 --repeat 15 --deterministic 1
   bench ops.jsonl ops 120 "$bin/bench_ops" --device "$device" --batch 64 --repeat 9 --dtype bf16 \
     --dtype f16 --dtype f32
 fi
+
+# torch_step FAMILY FOLDER: training steps and latency of the official model
+torch_step() {
+  local family=$1 folder=$2 label=internimage m config model batch size amp way file what
+  [ "$family" = internimage ] || label=flash_internimage
+  for m in "${models[@]}"; do
+    read -r config model batch size <<<"$m"
+    case $config in "$label"_*) ;; *) continue ;; esac
+    for amp in bf16 fp16 none; do
+      for way in '' --channels-last --compile '--latency' '--latency --graph'; do
+        [ $full = 1 ] || [ "$amp" = bf16 ] || [ -z "$way" ] || continue
+        file=torch_steps.jsonl what=step
+        case $way in *latency*) file=torch_latency.jsonl what=latency ;; esac
+        what=torch-$what-${label}_$model-$amp${way//[^a-z]/}
+        # shellcheck disable=SC2086 # --latency --graph are two words
+        phase "$what" bench 240 "${torch[@]}" bench/torch_gpu_step.py --official "$folder" \
+          --family "$family" --model "$model" --size "$size" --amp $amp --steps 10 \
+          --batch "$([[ $way == *latency* ]] && echo 1 || echo "$batch")" $way
+        grep -s '^{.*}$' "$out/logs/$what.log" >>"$out/$file" || true
+      done
+    done
+  done
+}
 
 if [ -z "$python" ]; then
   note pytorch bench absent "no python3 that imports torch (PYTHON chooses one)"
@@ -346,20 +447,23 @@ elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 else
   fact PyTorch "$("$python" -c 'import torch; print(torch.__version__, "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version())')"
   torch=(env -u LD_LIBRARY_PATH "$python" -W ignore)
-  phase torch-ops bench 60 "${torch[@]}" bench/torch_gpu_ops.py --batch $((quick ? 4 : 64)) --repeat $((quick ? 3 : 15))
+  if [ $small = 1 ]; then
+    phase torch-ops bench 60 "${torch[@]}" bench/torch_gpu_ops.py --set tiny --batch 4 --repeat 3
+  elif [ $full = 1 ]; then
+    phase torch-ops bench 900 "${torch[@]}" bench/torch_gpu_ops.py --set all --batch 64
+  else
+    phase torch-ops bench 150 "${torch[@]}" bench/torch_gpu_ops.py --set paper
+  fi
   grep -s '^{.*}$' "$out/logs/torch-ops.log" >>"$out/torch_ops.jsonl" || true
-  for extension in DCNv3 DCNv4; do
+  for extension in DCNv3 DCNv4 torch.compile; do
     missing=$(sed -n "s/^absent: $extension: //p" "$out/logs/torch-ops.log" 2>/dev/null)
     [ -z "$missing" ] || note "official-$extension" bench absent "$missing"
   done
-  if [ -n "${OFFICIAL:-}" ]; then
-    for amp in bf16 fp16 none; do
-      phase "torch-step-$amp" bench 45 "${torch[@]}" bench/torch_gpu_step.py --official "$OFFICIAL" \
-        --batch 128 --steps 10 --amp $amp
-      grep -s '^{.*}$' "$out/logs/torch-step-$amp.log" >>"$out/torch_steps.jsonl" || true
-    done
-  else
+  if [ $small = 0 ] && [ -n "${OFFICIAL:-}" ]; then torch_step internimage "$OFFICIAL"; else
     note torch-step bench absent "OFFICIAL does not name the classification folder of an InternImage checkout"
+  fi
+  if [ $small = 0 ] && [ -n "${OFFICIAL_V4:-}" ]; then torch_step flash "$OFFICIAL_V4"; else
+    note torch-step-flash bench absent "OFFICIAL_V4 does not name the classification folder of a DCNv4 checkout"
   fi
 fi
 

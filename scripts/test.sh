@@ -2,15 +2,15 @@
 # Passes every test from a fresh machine: installs what is missing, builds with AddressSanitizer and
 # UndefinedBehaviorSanitizer, and runs the tests. Where NVIDIA's headers are (CUDA Toolkit, cuDNN),
 # the CUDA engine is tested as well, without a GPU: its kernels run on the processor under the same
-# sanitizers and under a race checker (docs/emulation.md), and where nvcc is, they pass the compile
-# gate (docs/gpu.md) and the programs start with NVIDIA's libraries.
+# sanitizers and under a race checker, and what they ask of memory is counted (docs/emulation.md);
+# where nvcc is, they pass the compile gate (docs/gpu.md) and the programs start with NVIDIA's libraries.
 #
 #   scripts/test.sh                     everything
-#   scripts/test.sh --part cpu          one part: cpu, sanitize, race, emulate, gate, cuda
+#   scripts/test.sh --part cpu          one part: cpu, sanitize, race, emulate, profile, gate, cuda
 #   scripts/test.sh --part cpu -R data  other arguments go to ctest
 set -euo pipefail
 cd "$(dirname "$0")/.."
-parts="cpu sanitize race emulate gate cuda"
+parts="cpu sanitize race emulate profile gate cuda"
 if [ "${1-}" = --part ]; then
   parts=${2:?--part needs one of: $parts}
   shift 2
@@ -21,9 +21,10 @@ bash scripts/setup.sh
 export OMP_WAIT_POLICY=passive
 jobs=$(nproc)
 
+target=all
 build() { # build PRESET [cmake option...]
   cmake --preset "$@" >/dev/null
-  cmake --build "build/$1" --parallel "$jobs" >build/"$1".log 2>&1 || {
+  cmake --build "build/$1" --parallel "$jobs" --target "$target" >build/"$1".log 2>&1 || {
     grep -E -A5 'error|undefined reference' "build/$1.log" >&2 || tail -n 30 "build/$1.log" >&2
     exit 1
   }
@@ -63,6 +64,11 @@ part_emulate() {
   check emulate -E '^test_(cuda_gate|conv_plans|data.*|config.*)$' "$@"
   build/emulate/bin/train --doctor
 }
+# Counts of memory accesses against their bounds.
+part_profile() {
+  target=profile_dcn build emulate-profile
+  check emulate-profile -R '^profile_dcn$' "$@"
+}
 part_gate() {
   bash scripts/cuda_gate.sh
 }
@@ -76,7 +82,7 @@ part_cuda() {
 
 for part in $parts; do
   case $part in
-  sanitize | race | emulate)
+  sanitize | race | emulate | profile)
     if ! nvidia_headers; then
       echo "NOT TESTED: part $part, the CUDA engine on the processor: cuda_runtime.h and cudnn.h" \
         "were not found (CUDA Toolkit and cuDNN; set CUDA_HOME if they are elsewhere)"

@@ -97,7 +97,7 @@ static ii_tensor *dcn_half(net *n, ii_ctx *c, ii_tensor *x, const net_block *b) 
 
 static ii_tensor *mlp_half(net *n, ii_ctx *c, ii_tensor *x, const net_block *b) {
   ii_tensor *h = ii_layer_norm(c, x, b->ln[0], b->ln[1], 1e-6, II_ACT_NONE, c->compute);
-  h = ii_gelu(c, ii_linear(c, h, b->fc1[0], b->fc1[1]));
+  h = ii_linear_gelu(c, h, b->fc1[0], b->fc1[1]);
   h = ii_linear(c, h, b->fc2[0], b->fc2[1]);
   return ii_residual(c, x, h, b->gamma, drop_path(c));
 }

@@ -9,7 +9,7 @@ function(ii_cuda_test name)
     ENVIRONMENT "${CUDA_TEST_SETTINGS}")
 endfunction()
 
-foreach(name test_ops test_ops_dcn test_ops_special test_ops_update)
+foreach(name test_ops test_ops_dcn test_ops_special test_ops_update test_joint)
   ii_cuda_test(${name}_cuda ${name})
 endforeach()
 ii_cuda_test(golden_check_cuda golden_check --device cuda ${GOLDEN_FILES})
@@ -39,6 +39,20 @@ foreach(call cudaStreamSynchronize cudaDeviceSynchronize cudaMemcpy cudaMalloc c
   target_link_options(test_cuda_train PRIVATE -Wl,--wrap=${call})
 endforeach()
 
+foreach(call cudaStreamSynchronize cudaDeviceSynchronize cudaMemcpy cudaMalloc cudaMallocAsync
+    cudaHostAlloc cudaFree cudaFreeAsync cudaGraphLaunch cudaMemcpyAsync cudaMemsetAsync
+    cudaGetLastError)
+  target_link_options(test_cuda_graph PRIVATE -Wl,--wrap=${call})
+endforeach()
+if(II_CUDA STREQUAL emulate)
+  target_compile_definitions(test_cuda_graph PRIVATE II_TEST_EMULATED=1)
+  target_link_options(test_cuda_graph PRIVATE
+    -Wl,--wrap=_Z13ii_emu_submitRK13ii_emu_configP11ii_emu_body)
+  ii_cuda_test(test_cuda_graph_random test_cuda_graph)
+  set_tests_properties(test_cuda_graph_random PROPERTIES ENVIRONMENT
+    "${CUDA_TEST_SETTINGS};II_EMU_STREAMS=random;II_EMU_SEED=3")
+endif()
+
 # The stand-ins of libraries: their reports end a process; and once more with streams that run as
 # late as they may, over memory that is closed to the host.
 if(II_CUDA STREQUAL emulate)
@@ -46,7 +60,7 @@ if(II_CUDA STREQUAL emulate)
       test_emulated_libraries_nccl)
     target_sources(${name} PRIVATE emulated_death.cpp)
   endforeach()
-  foreach(name test_cuda_matrix test_cuda_train test_emulated_libraries_blas test_emulated_libraries_dnn
+  foreach(name test_cuda_matrix test_cuda_train test_cuda_graph test_emulated_libraries_blas test_emulated_libraries_dnn
       test_emulated_libraries_nccl)
     ii_cuda_test(${name}_lazy ${name})
     set_tests_properties(${name}_lazy PROPERTIES ENVIRONMENT

@@ -70,7 +70,7 @@ void gc_check_dcnv3_op(gc *g, hid_t group, const char *name) {
   ii_tensor *tx = gc_tensor(g, c, 4, x.dim, x.v, true);
   ii_tensor *to = gc_tensor(g, c, 4, offset.dim, offset.v, true);
   ii_tensor *tm = gc_tensor(g, c, 4, mask.dim, mask.v, true);
-  ii_tensor *y = ii_dcnv3(c, tx, to, tm, &o.geometry);
+  ii_tensor *y = ii_dcnv3(c, tx, ii_concat(c, to, tm), &o.geometry);
   compare_with(g, c, y, group, "output", &o);
   gc_backward_from(g, c, y, gy.v);
   compare_with(g, c, tx->grad, group, "grad_input", &o);

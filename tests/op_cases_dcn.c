@@ -3,12 +3,26 @@
 #include "op_dcn_cases.h"
 #include <math.h>
 
+/* in[3]: columns that pad the rows of offsets and modulations */
 static ii_tensor *dcnv3(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
-  return ii_dcnv3(c, in[0], in[1], in[2], &k->dcn);
+  ii_tensor *offset_mask = ii_concat(c, in[1], in[2]);
+  if (in[3]) offset_mask = ii_concat(c, offset_mask, in[3]);
+  return ii_dcnv3(c, in[0], offset_mask, &k->dcn);
 }
 
 static ii_tensor *dcnv4(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
   return ii_dcnv4(c, in[0], in[1], &k->dcn);
+}
+
+static ii_tensor *dcnv4_joint(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
+  return ii_dcnv4_joint(c, ii_concat(c, in[0], in[1]), ii_last(in[0]), &k->dcn);
+}
+
+/* both calls take the same joint tensor, whose gradients add up */
+static ii_tensor *dcnv4_joint_twice(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
+  ii_tensor *joint = ii_concat(c, in[0], in[1]);
+  ii_tensor *once = ii_dcnv4_joint(c, joint, ii_last(in[0]), &k->dcn);
+  return ii_add(c, once, ii_dcnv4_joint(c, joint, ii_last(in[0]), &k->dcn));
 }
 
 static ii_tensor *dcnv3_twice(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
@@ -71,6 +85,21 @@ void op_dcn_fix_offsets(const op_case *k, double *const *in, ii_rng *r) {
 #define V4(title, geometry, input, ...)                                                            \
   {                                                                                                \
     .op = II_OP_dcnv4, .name = "dcnv4 " title, .in = input, .call = dcnv4,                         \
+    .fix = op_dcn_fix_offsets, .dcn = geometry, __VA_ARGS__                                        \
+  }
+/* the gradient of the columns that pad must be zero, which is what the differences say too */
+#define V3_PADDED(title, geometry, N, H, W, C, G, K, pad, ...)                                     \
+  {                                                                                                \
+    .op = II_OP_dcnv3, .name = "dcnv3 " title,                                                     \
+    .in = {{IN_ACT, DRAW_NORMAL, 4, {N, H, W, C}, 0},                                              \
+           {IN_ACT, DRAW_OFFSET, 4, {N, H, W, (G) * (K)*2}, 1},                                    \
+           {IN_ACT, DRAW_NORMAL, 4, {N, H, W, (G) * (K)}, 0},                                      \
+           {IN_ACT, DRAW_NORMAL, 4, {N, H, W, pad}, 0}},                                           \
+    .call = dcnv3, .fix = op_dcn_fix_offsets, .dcn = geometry, __VA_ARGS__                         \
+  }
+#define V4_JOINT(title, geometry, input, ...)                                                      \
+  {                                                                                                \
+    .op = II_OP_dcnv4, .name = "dcnv4 joint, " title, .in = input, .call = dcnv4_joint,            \
     .fix = op_dcn_fix_offsets, .dcn = geometry, __VA_ARGS__                                        \
   }
 
@@ -142,6 +171,28 @@ static const op_case cases[] = {
      .flags = CASE_COMPOSITE,
      .fix = op_dcn_fix_offsets,
      .dcn = GEOMETRY(2, 3, 3, 1, 1, 1, false, true, 1.0),
+     .terms = 100},
+    V3_PADDED("padded row, 4 groups of 16", GEOMETRY(4, 3, 3, 1, 1, 1, false, true, 1.0), 2, 6, 5,
+              64, 4, 9, 4, .terms = 100),
+    V3_PADDED("padded row, centre removed, 3 groups of 5",
+              GEOMETRY(3, 3, 3, 1, 1, 1, true, false, 1.0), 2, 4, 5, 15, 3, 8, 3, .terms = 100),
+    V4_JOINT("4 groups of 16, padded row", GEOMETRY(4, 3, 3, 1, 1, 1, false, false, 1.0),
+             V4_IN(2, 7, 6, 64, 112, 7, 6, 1), .terms = 100),
+    V4_JOINT("8 groups of 16, full row", GEOMETRY(8, 3, 3, 1, 1, 1, false, false, 1.0),
+             V4_IN(2, 5, 6, 128, 216, 5, 6, 1), .terms = 100),
+    V4_JOINT("softmax, 3 groups of 5, odd row", GEOMETRY(3, 3, 3, 1, 1, 1, false, true, 1.0),
+             V4_IN(3, 4, 5, 15, 83, 4, 5, 1), .terms = 100),
+    V4_JOINT("2 groups of 33 on 14x14", GEOMETRY(2, 3, 3, 1, 1, 1, false, false, 0.7),
+             V4_IN(1, 14, 14, 66, 56, 14, 14, 1), .terms = 200),
+    V4_JOINT("without images", GEOMETRY(1, 3, 3, 1, 1, 1, false, false, 1.0),
+             V4_IN(0, 4, 4, 8, 32, 4, 4, 1), .terms = 0),
+    {.op = II_OP_dcnv4,
+     .name = "dcnv4 joint, used twice",
+     .in = V4_IN(2, 5, 4, 8, 56, 5, 4, 1),
+     .call = dcnv4_joint_twice,
+     .flags = CASE_COMPOSITE,
+     .fix = op_dcn_fix_offsets,
+     .dcn = GEOMETRY(2, 3, 3, 1, 1, 1, false, false, 1.0),
      .terms = 100},
     V4("3x3, 4 groups of 16, padded row", GEOMETRY(4, 3, 3, 1, 1, 1, false, false, 1.0),
        V4_IN(2, 7, 6, 64, 112, 7, 6, 1), .terms = 100),

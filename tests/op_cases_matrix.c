@@ -11,6 +11,15 @@ static ii_tensor *linear_twice(ii_ctx *c, ii_tensor *const *in, const op_case *k
   return ii_add(c, once, ii_linear(c, in[0], in[1], in[2]));
 }
 
+static ii_tensor *linear_gelu(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
+  return ii_linear_gelu(c, in[0], in[1], in[2]);
+}
+
+static ii_tensor *linear_gelu_twice(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
+  ii_tensor *once = linear_gelu(c, in, k);
+  return ii_add(c, once, linear_gelu(c, in, k));
+}
+
 static ii_tensor *bmm(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
   return ii_bmm(c, in[0], in[1], k->i[0] != 0, k->f[0]);
 }
@@ -50,6 +59,11 @@ static ii_tensor *dwconv2d_twice(ii_ctx *c, ii_tensor *const *in, const op_case 
 
 #define LINEAR(title, x, w, b, n)                                                                  \
   { .op = II_OP_linear, .name = title, .in = {x, w, b}, .call = linear, .terms = n }
+#define LINEAR_GELU(title, x, w, b, n, ...)                                                        \
+  {                                                                                                \
+    .op = II_OP_linear_gelu, .name = "linear with gelu, " title, .in = {x, w, b},                  \
+    .call = linear_gelu, .flags = CASE_READS_ROUNDED __VA_ARGS__, .terms = n                       \
+  }
 #define BMM(title, a, b, trans, alpha, n)                                                          \
   {                                                                                                \
     .op = II_OP_bmm, .name = title, .in = {a, b}, .call = bmm, .i = {trans}, .f = {alpha},         \
@@ -76,6 +90,19 @@ static const op_case cases[] = {
      .in = {X2(33, 7), W2(31, 7), B(31)},
      .call = linear_twice,
      .flags = CASE_COMPOSITE,
+     .terms = 66},
+    LINEAR_GELU("1x1 to 1", X2(1, 1), W2(1, 1), B(1), 0),
+    LINEAR_GELU("ragged 7x31 to 33", X2(7, 31), W2(33, 31), B(33), 0),
+    LINEAR_GELU("of an image, 16 to 64", X4(2, 5, 7, 16), W2(64, 16), B(64), 70),
+    LINEAR_GELU("no bias", X3(3, 11, 13), W2(7, 13), NONE, 0),
+    LINEAR_GELU("300 rows of 8 to 200", X2(300, 8), W2(200, 8), B(200), 300, | CASE_LARGE),
+    LINEAR_GELU("3 rows of 4 to 2100", X2(3, 4), W2(2100, 4), B(2100), 2100),
+    LINEAR_GELU("without rows", X2(0, 7), W2(5, 7), B(5), 0),
+    {.op = II_OP_linear_gelu,
+     .name = "linear with gelu used twice",
+     .in = {X2(33, 7), W2(31, 7), B(31)},
+     .call = linear_gelu_twice,
+     .flags = CASE_COMPOSITE | CASE_READS_ROUNDED,
      .terms = 66},
     BMM("bmm 1x1x1", X3(1, 1, 1), X3(1, 1, 1), 0, 1.0, 0),
     BMM("bmm ragged 7x31 by 31x33", X3(3, 7, 31), X3(3, 31, 33), 0, 0.3, 0),

@@ -142,11 +142,14 @@ static double ballast(int64_t i) {
 
 static void fill_grad(const ii_buf *b, int index, unsigned char *p, const void *original,
                       acc_mode mode) {
-  size_t es = ii_dtype_size(b->dtype);
   if (mode == ACC_AS_GIVEN && *b->acc) memcpy(p, original, buf_bytes(b));
   if (accumulates(mode, index))
     for (int64_t i = 0; i < b->n; i++) set_value(b->dtype, p, i, ballast(i));
-  /* what lies outside the used part of a row belongs to the caller */
+}
+
+/* What lies outside the used part of a row belongs to the caller. */
+static void fill_tails(const ii_buf *b, unsigned char *p, const void *original) {
+  size_t es = ii_dtype_size(b->dtype);
   for (int64_t i = 0; b->row && i < b->n; i++)
     if (i % b->row >= b->used)
       memcpy(p + (size_t)i * es, (const char *)original + (size_t)i * es, es);
@@ -166,8 +169,10 @@ static void prepare(call *c, ii_kctx *k, int kernel, void *args, acc_mode mode, 
     }
     if (b->role == II_BUF_INSIDE) {
       char *base = *b[-1].at;
+      int outer = i - 1; /* the buffer that all of them are in */
+      while (c->b[outer].role == II_BUF_INSIDE) outer--;
       *b->at = base ? base + (size_t)b->n * ii_dtype_size(b->dtype) : NULL;
-      if (b->acc && mode != ACC_AS_GIVEN) *b->acc = accumulates(mode, i - 1);
+      if (b->acc && mode != ACC_AS_GIVEN) *b->acc = accumulates(mode, outer);
       continue;
     }
     if (b->role == II_BUF_GRAD && only >= 0 && i != only) {
@@ -181,6 +186,7 @@ static void prepare(call *c, ii_kctx *k, int kernel, void *args, acc_mode mode, 
     } else if (b->role != II_BUF_OUT && b->n) {
       memcpy(c->p[i], original[i], buf_bytes(b));
     }
+    fill_tails(b, c->p[i], original[i]);
     *b->at = upload(c, i);
   }
 }
@@ -299,7 +305,8 @@ static bool in_place(const ii_buf *b, int n) {
   for (int i = 0; i < n; i++)
     for (int j = 0; j < n; j++) {
       bool out = b[i].role == II_BUF_OUT || b[i].role == II_BUF_GRAD || b[i].role == II_BUF_STATE;
-      if (i != j && out && *b[i].at == *b[j].at) return true;
+      bool known = b[i].role == II_BUF_INSIDE || b[j].role == II_BUF_INSIDE;
+      if (i != j && out && !known && *b[i].at == *b[j].at) return true;
     }
   return false;
 }

@@ -117,7 +117,7 @@ static void batch_norm(const op_case *k, double *const *in, double *out, double 
 }
 
 static double element(ii_op op, double x) {
-  if (op == II_OP_gelu) return x * normal_cdf(x);
+  if (op == II_OP_gelu || op == II_OP_linear_gelu) return x * normal_cdf(x);
   if (op == II_OP_relu) return x > 0 ? x : 0;
   if (op == II_OP_silu) return x / (1 + exp(-x));
   if (op == II_OP_sigmoid) return 1 / (1 + exp(-x));
@@ -264,6 +264,11 @@ bool op_reference(const op_case *k, double *const *in, double *out, double *cons
   switch (k->op) {
   case II_OP_linear:
     linear(k, in, out);
+    return true;
+  case II_OP_linear_gelu:
+    linear(k, in, out);
+    n = n / last * k->in[1].shape[0];
+    for (int64_t i = 0; i < n; i++) out[i] = element(k->op, out[i]);
     return true;
   case II_OP_bmm:
     bmm(k, in, out);

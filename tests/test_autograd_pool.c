@@ -217,6 +217,49 @@ static void random_requests_in_plan_and_reality(void **state) {
   ii_pool_destroy(&plan);
 }
 
+/* What was taken and given back leaves the layout as it was, in any order, and the same requests
+ * get the same memory; what stays changes it, and so does a chunk. */
+static void layout(void **state) {
+  static const size_t sizes[] = {3 * KIB, 500 * KIB, 64, 5 * MIB};
+  ii_pool p;
+  ii_pool_init(&p, &cpu);
+  ii_block *kept = take(&p, 10 * KIB), *b[4];
+  const uint64_t at_first = ii_pool_layout(&p);
+  const void *where[4];
+  for (int turn = 0; turn < 4; turn++) {
+    for (int i = 0; i < 4; i++) {
+      b[i] = take(&p, sizes[i]);
+      if (turn == 0) where[i] = b[i]->data;
+      assert_ptr_equal(b[i]->data, where[i]);
+      assert_true(ii_pool_layout(&p) != at_first);
+    }
+    for (int i = 0; i < 4; i++) ii_block_release(b[(turn % 2 ? i : 3 - i) ^ turn / 2]);
+    assert_true(ii_pool_layout(&p) == at_first);
+  }
+  ii_block *more = take(&p, 40 * MIB); /* another chunk, which stays */
+  ii_block_release(more);
+  assert_true(ii_pool_layout(&p) != at_first);
+  ii_block_release(kept);
+  ii_pool_destroy(&p);
+}
+
+static void fixed_chunks(void **state) {
+  ii_error err = {0};
+  ii_pool p;
+  ii_pool_init(&p, &cpu);
+  ii_block_release(take(&p, MIB));
+  const int64_t reserved = p.reserved;
+  p.fixed = true;
+  ii_block_release(take(&p, 32 * MIB));
+  assert_null(
+      ii_pool_alloc(&p, 33 * MIB, II_MEM_ACTIVATIONS, &err)); /* nor is the free one dropped */
+  assert_int_equal(err.status, II_ERR_MEMORY);
+  assert_int_equal(p.reserved, reserved);
+  p.fixed = false;
+  ii_block_release(take(&p, 33 * MIB));
+  ii_pool_destroy(&p);
+}
+
 static void class_names_differ(void **state) {
   for (int i = 0; i < II_MEM_CLASSES; i++)
     for (int j = 0; j < i; j++)
@@ -233,6 +276,8 @@ int main(void) {
       cmocka_unit_test(limit_is_used_up),
       cmocka_unit_test(free_chunks_make_room),
       cmocka_unit_test(random_requests_in_plan_and_reality),
+      cmocka_unit_test(layout),
+      cmocka_unit_test(fixed_chunks),
       cmocka_unit_test(class_names_differ),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

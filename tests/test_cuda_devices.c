@@ -76,7 +76,7 @@ static void product(ii_kctx *k) {
 
 static void sums(ii_kctx *k) {
   static const float want[] = {2000, 2000, 2000};
-  ii_fill_args fill = {.real = II_F32, .y_dtype = II_F32, .n = 6000, .value = 1};
+  ii_fill_args fill = {.real = II_F32, .y_dtype = II_F32, .rows = 1, .n = 6000, .value = 1};
   void *x;
   did(k, ii_device_alloc(k, 6000 * sizeof(float), &x));
   fill.y = x;

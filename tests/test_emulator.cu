@@ -132,6 +132,7 @@ static void check_continue() {
 template <typename F> static void for_all_cases(F f) {
   for (int i = 0; i < kernel_case_count; i++) f(kernel_cases[i]);
   for (int i = 0; i < host_case_count; i++) f(host_cases[i]);
+  for (int i = 0; i < graph_case_count; i++) f(graph_cases[i]);
 }
 
 int main(int argc, char **argv) {
@@ -150,9 +151,13 @@ int main(int argc, char **argv) {
                                         "II_EMU_STREAMS=random"};
   run_check("warp operations and barriers", warp_tables, NULL);
   run_check("device functions", device_functions, NULL);
+  run_check("products of matrices by a warp", matrix_products, NULL);
   run_check("runtime, eager streams", runtime_functions, eager);
   run_check("runtime, lazy streams, guarded memory", runtime_functions, lazy);
   run_check("runtime, random streams", runtime_functions, random);
+  run_check("graphs, eager streams", graph_functions, eager);
+  run_check("graphs, lazy streams, guarded memory", graph_functions, lazy);
+  run_check("graphs, random streams", graph_functions, random);
   for_all_cases(run_case);
   check_continue();
   printf("%s: %d failures\n", failed ? "FAILED" : "passed", failed);

@@ -27,15 +27,19 @@ typedef struct {
   int by_chance; /* noticed under one of the random seeds at least, not under each */
 } emulator_case;
 
-extern const emulator_case kernel_cases[], host_cases[];
-extern const int kernel_case_count, host_case_count;
+extern const emulator_case kernel_cases[], host_cases[], graph_cases[];
+extern const int kernel_case_count, host_case_count, graph_case_count;
 
 /* Every warp operation and barrier against a table; 0 when all are right. */
 int warp_tables(void);
 /* Intrinsics, atomics and 16-bit functions; 0 when all are right. */
 int device_functions(void);
+/* Products of matrices by a warp; 0 when all are right. */
+int matrix_products(void);
 /* Launch order, streams, events, memory; 0 when all are right. */
 int runtime_functions(void);
+/* Recording and launching of graphs. */
+int graph_functions(void);
 
 /* Prints which comparison failed, and counts it. */
 #define EXPECT(condition)                                                                          \

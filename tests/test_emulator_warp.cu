@@ -262,6 +262,8 @@ void check_integers() {
   EXPECT(__funnelshift_l(0x80000000u, 1, 4) == 0x18 && __funnelshift_r(0x10, 3, 4) == 0x30000001u);
   EXPECT(min(-1, 2u) == 2u && max(3, 4) == 4 && min(1.5f, 2.0f) == 1.5f && max(1l, 2l) == 2);
   EXPECT(max(NAN, 2.0f) == 2.0f);
+  EXPECT(__fadd_rd(1.0f, 0x1p-30f) == 1.0f && __fadd_rd(1.0f, -0x1p-60f) == 1.0f - 0x1p-24f);
+  EXPECT(__fadd_rd(0x1.8p23f, -1e-20f) == 0x1.8p23f - 1.0f && __fadd_rd(2.0f, 3.0f) == 5.0f);
   EXPECT(__float_as_int(1.0f) == 0x3f800000 && __int_as_float(0x40000000) == 2.0f);
   EXPECT(__longlong_as_double(__double_as_longlong(0.1)) == 0.1);
   EXPECT(__hiloint2double(__double2hiint(0.1), __double2loint(0.1)) == 0.1);

@@ -39,6 +39,17 @@ static void done(ii_ctx *c) {
   ii_ctx_close(c);
 }
 
+/* A struct in the memory of the context's engine. */
+static const void *on_device(ii_ctx *c, const void *p, size_t bytes) {
+  return ii_data(ii_tensor_from_host(c, II_I32, 1, (int64_t[]){(int64_t)(bytes / 4)}, p));
+}
+
+static ii_mixture mixture_of(const ii_mix *m) {
+  ii_mixture x = ii_mixture_of(m->lam, m->cutmix);
+  x.y0 = m->y0, x.y1 = m->y1, x.x0 = m->x0, x.x1 = m->x1;
+  return x;
+}
+
 static ii_config official(void) {
   ii_config cfg;
   ii_config_default(&cfg);
@@ -107,9 +118,10 @@ static void mix_like_timm(ii_device device, const char *line, const ii_mix *m,
   ii_tensor *l = ii_tensor_from_host(c, II_I32, 1, (int64_t[]){N}, labels);
   ii_tensor *t = ii_tensor_new(c, II_F32, 2, (int64_t[]){N, CLASSES});
   ii_mix_batch_args a = {.real = II_F32, .N = N, .H = H, .W = W, .C = C, .x = ii_data(x)};
-  a.cutmix = m->cutmix, a.lam = m->lam;
-  a.y0 = m->y0, a.y1 = m->y1, a.x0 = m->x0, a.x1 = m->x1;
-  ii_mix_targets_args b = {.real = II_F32, .N = N, .C = CLASSES, .lam = m->lam, .smoothing = 0.1};
+  const ii_mixture mix = mixture_of(m);
+  a.mix = on_device(c, &mix, sizeof mix);
+  ii_mix_targets_args b = {.real = II_F32, .N = N, .C = CLASSES, .smoothing = 0.1};
+  b.mix = a.mix;
   b.labels = ii_data(l), b.targets = ii_data(t);
   ii_run_mix_batch(c, &a);
   ii_run_mix_targets(c, &b);
@@ -160,7 +172,8 @@ static void check_erase(const char *line) {
     swap_layout(chw, hwc, 1, 3, EH * EW);
     ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){1, EH, EW, 3}, hwc);
     ii_erase_args a = {.real = II_F32, .N = 1, .H = EH, .W = EW, .C = 3, .x = ii_data(x)};
-    a.mode = II_ERASE_CONST, a.count = 1, a.rects = &r;
+    a.mode = II_ERASE_CONST, a.most = 1, a.count = on_device(c, &(int32_t){1}, 4);
+    a.rects = on_device(c, &r, sizeof r);
     ii_run_erase(c, &a);
     ii_tensor_read(c, x, hwc);
     swap_layout(hwc, chw, 1, EH * EW, 3);
@@ -359,8 +372,12 @@ static void erase_all(ii_device device, const ii_config *cfg, int64_t epoch, boo
   for (int64_t i = 0; i < ESIZE; i++) out[i] = 1000;
   for (int64_t n = 0; n < EN; n++) samples[n] = 100 + (reversed ? EN - 1 - n : n);
   ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){EN, ES, ES, EC}, out);
-  ii_mix_apply(c, &only, epoch, 0, samples, x);
+  ii_mixer m;
+  assert_int_equal(ii_mixer_init(&m, c, &only, EN, ES, ES), II_OK);
+  ii_mixer_draw(&m, 0, epoch, 0, samples, EN);
+  ii_mixer_apply(&m, x);
   ii_tensor_read(c, x, out);
+  ii_mixer_destroy(&m);
   done(c);
 }
 
@@ -436,22 +453,37 @@ static void same_noise_on_every_engine(void **state) {
   }
 }
 
+/* On a GPU, which cannot stop there, they are left out, and so are rectangles beyond the room. */
 static void rectangles_outside_are_refused(void **state) {
   static const ii_erase_rect bad[] = {{.image = 2, .height = 1, .width = 1},
                                       {.image = -1, .height = 1, .width = 1},
                                       {.top = 3, .height = 6, .width = 1},
                                       {.left = 8, .height = 1, .width = 1},
                                       {.top = -1, .height = 1, .width = 1}};
-  float zeros[2 * 8 * 8] = {0};
+  float ones[2 * 8 * 8], got[2 * 8 * 8];
+  for (int i = 0; i < 2 * 8 * 8; i++) ones[i] = 1;
   for (int device = 0; device < engines(); device++)
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    for (size_t i = 0; i <= sizeof bad / sizeof *bad; i++) {
+      const bool outside = i < sizeof bad / sizeof *bad;
+      const ii_erase_rect good[] = {{.height = 1, .width = 1},
+                                    {.image = 1, .height = 8, .width = 8}};
       ii_ctx *c = open_on((ii_device)device, II_F32);
-      ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){2, 8, 8, 1}, zeros);
+      ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){2, 8, 8, 1}, ones);
       ii_erase_args a = {.real = II_F32, .N = 2, .H = 8, .W = 8, .C = 1, .x = ii_data(x)};
-      a.count = 1, a.rects = &bad[i];
+      a.mode = II_ERASE_CONST, a.most = 1;
+      a.count = on_device(c, &(int32_t){outside ? 1 : 2}, 4);
+      a.rects = outside ? on_device(c, &bad[i], sizeof *bad) : on_device(c, good, sizeof good);
       ii_run_erase(c, &a);
-      assert_false(ii_ok(c));
-      assert_non_null(strstr(c->err.text, "rectangle 0"));
+      if (device == II_CUDA) {
+        ii_tensor_read(c, x, got);
+        if (!outside) ones[0] = 0;
+        assert_memory_equal(got, ones, sizeof got);
+        ones[0] = 1;
+        assert_true(ii_ok(c));
+      } else {
+        assert_false(ii_ok(c));
+        assert_non_null(strstr(c->err.text, outside ? "rectangle 0" : "room for 1"));
+      }
       ii_ctx_close(c);
     }
 }
@@ -480,13 +512,16 @@ static void guarded_sizes(void **state) {
         ii_tensor *targets = ii_tensor_new(c, real, 2, (int64_t[]){s[0], classes});
         ii_tensor_write_f64(c, images, x[device]);
         ii_mix_batch_args a = {.real = real, .N = s[0], .H = s[1], .W = s[2], .C = s[3]};
-        a.cutmix = cutmix, a.lam = 0.3, a.y1 = s[1] / 2, a.x0 = s[2] / 3, a.x1 = s[2];
+        ii_mixture mix = ii_mixture_of(0.3, cutmix);
+        mix.y1 = s[1] / 2, mix.x0 = s[2] / 3, mix.x1 = s[2];
+        a.mix = on_device(c, &mix, sizeof mix);
         a.x = ii_data(images);
-        ii_mix_targets_args b = {.real = real, .N = s[0], .C = classes, .lam = 0.3};
+        ii_mix_targets_args b = {.real = real, .N = s[0], .C = classes, .mix = a.mix};
         b.smoothing = 0.1, b.labels = ii_data(l), b.targets = ii_data(targets);
         ii_erase_args e = {.real = real, .N = s[0], .H = s[1], .W = s[2], .C = s[3]};
-        e.mode = (ii_erase_mode)(i % 3), e.rects = all, e.x = ii_data(images);
-        e.count = s[0] > 3 && s[1] > 6 ? 4 : 0;
+        e.mode = (ii_erase_mode)(i % 3), e.rects = on_device(c, all, sizeof all), e.most = 4;
+        e.count = on_device(c, &(int32_t){s[0] > 3 && s[1] > 6 ? 4 : 0}, 4);
+        e.x = ii_data(images);
         ii_guard_on(true);
         ii_run_mix_batch(c, &a);
         ii_run_mix_targets(c, &b);
@@ -525,17 +560,23 @@ static void loss_of_a_mixture(void **state) {
   for (int device = 0; device < engines(); device++)
     for (int mixed = 0; mixed < 2; mixed++) {
       ii_config cfg = official();
-      const ii_mix m = {.lam = mixed ? 0.3 : 1};
+      const double lam = mixed ? 0.3 : 1;
+      const ii_mixture mix = ii_mixture_of(lam, false);
+      ii_mixer m;
       if (!mixed) cfg.data.mixup = cfg.data.cutmix = 0;
       ii_ctx *c = open_on((ii_device)device, II_F64);
       ii_tensor *logits = ii_tensor_new(c, II_F64, 2, (int64_t[]){N, CLASSES});
       ii_tensor_write_f64(c, logits, x);
       ii_tensor *l = ii_tensor_from_host(c, II_I32, 1, (int64_t[]){N}, labels);
       double got, want = 0;
-      ii_tensor_read_f64(c, ii_mix_loss(c, &cfg, &m, logits, l), &got);
+      assert_int_equal(ii_mixer_init(&m, c, &cfg, N, H, W), II_OK);
+      ii_device_write(&c->k, (char *)ii_data(m.values) + offsetof(ii_step_values, mix), &mix,
+                      sizeof mix);
+      ii_tensor_read_f64(c, ii_mixer_loss(&m, logits, l), &got);
+      ii_mixer_destroy(&m);
       for (int n = 0; n < N; n++)
-        want += (m.lam * row_loss(x + n * CLASSES, labels[n], 0.1) +
-                 (1 - m.lam) * row_loss(x + n * CLASSES, labels[N - 1 - n], 0.1)) /
+        want += (lam * row_loss(x + n * CLASSES, labels[n], 0.1) +
+                 (1 - lam) * row_loss(x + n * CLASSES, labels[N - 1 - n], 0.1)) /
                 N;
       assert_true(fabs(got - want) < 1e-12 * fabs(want));
       done(c);
@@ -560,10 +601,15 @@ static void pixels_and_targets_agree(void **state) {
       for (int64_t i = 0; i < B * S * S; i++) x[i] = i / (S * S) == 0 ? 1 : 0; /* image of 0s: 1 */
       ii_tensor *images = ii_tensor_new(c, II_F64, 4, (int64_t[]){B, S, S, 1});
       ii_tensor_write_f64(c, images, x);
-      const ii_mix m = ii_mix_apply(c, &cfg, 0, batch, samples, images);
+      ii_mixer mixer;
+      assert_int_equal(ii_mixer_init(&mixer, c, &cfg, B, S, S), II_OK);
+      const ii_mix m = ii_mixer_draw(&mixer, 0, 0, batch, samples, B);
+      ii_mixer_apply(&mixer, images);
       ii_tensor *l = ii_tensor_from_host(c, II_I32, 1, (int64_t[]){B}, own);
       ii_tensor *targets = ii_tensor_new(c, II_F64, 2, (int64_t[]){B, B});
-      ii_mix_targets_args a = {.real = II_F64, .N = B, .C = B, .lam = m.lam};
+      const ii_mixture mix = mixture_of(&m);
+      ii_mix_targets_args a = {.real = II_F64, .N = B, .C = B};
+      a.mix = on_device(c, &mix, sizeof mix);
       a.labels = ii_data(l), a.targets = ii_data(targets);
       ii_run_mix_targets(c, &a);
       ii_tensor_read_f64(c, images, x);
@@ -575,6 +621,7 @@ static void pixels_and_targets_agree(void **state) {
       }
       assert_true(fabs(t[0] + t[B - 1] - 1) < 1e-12);
       boxes += m.cutmix, blends += !m.cutmix;
+      ii_mixer_destroy(&mixer);
       done(c);
     }
   assert_true(boxes > 5 && blends > 5);

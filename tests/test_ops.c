@@ -246,7 +246,7 @@ static bool batched(const op_case *k, int i) {
 
 /* cuBLASLt and cuDNN choose an algorithm, and so the order of sums, by all sizes of a product. */
 static bool by_library(const op_case *k) {
-  const bool product = k->op == II_OP_linear || k->op == II_OP_bmm || k->op == II_OP_conv2d ||
+  const bool product = k->op == II_OP_linear || k->op == II_OP_linear_gelu || k->op == II_OP_bmm || k->op == II_OP_conv2d ||
                        k->op == II_OP_checkpoint; /* of a block with a linear layer */
   return op_device() == II_CUDA && product;
 }

@@ -13,7 +13,7 @@
 enum { SEED = 41 };
 
 static ii_tensor *call_v3(ii_ctx *c, ii_tensor *const *in, const op_case *k) {
-  return ii_dcnv3(c, in[0], in[1], in[2], &k->dcn);
+  return ii_dcnv3(c, in[0], ii_concat(c, in[1], in[2]), &k->dcn);
 }
 
 static ii_tensor *call_v4(ii_ctx *c, ii_tensor *const *in, const op_case *k) {

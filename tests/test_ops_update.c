@@ -464,7 +464,11 @@ static void losses_on(ii_kctx *k) {
     for (int i = 0; i < 5; i++) {
       set(&w, 0, P, 0, losses[i]);
       send(&w);
-      const ii_loss_add_args a = {II_F32, scaled, 10 + i, w.device + w.at[0][P], w.a.state};
+      const ii_loss_add_args a = {.real = II_F32,
+                                  .scaled = scaled,
+                                  .step = 10 + i,
+                                  .loss = w.device + w.at[0][P],
+                                  .state = w.a.state};
       assert_int_equal(RUN(&w, loss_add, &a), 0);
       fetch(&w);
     }

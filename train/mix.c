@@ -1,11 +1,13 @@
 #include "train/mix.h"
 #include <math.h>
+#include <stddef.h>
+#include <string.h>
 #include "autograd/kernel_call.h"
 #include "autograd/rng.h"
 
 /* timm's RandomErasing, which the official configuration does not change. */
 static const double MIN_AREA = 0.02, MAX_AREA = 1.0 / 3.0, MIN_ASPECT = 0.3;
-enum { TRIES = 10, RECTS_AT_ONCE = 64 };
+enum { TRIES = 10 };
 
 bool ii_mix_wanted(const ii_config *cfg) {
   return cfg->data.mixup > 0 || cfg->data.cutmix > 0;
@@ -72,47 +74,106 @@ int64_t ii_erase_draw(const ii_config *cfg, int64_t epoch, int64_t sample, int32
   return n;
 }
 
-static void erase(ii_ctx *c, const ii_config *cfg, int64_t epoch, const int64_t *samples,
-                  ii_tensor *x) {
-  ii_erase_rect rects[RECTS_AT_ONCE];
-  ii_erase_args a = {.real = x->dtype, .N = x->shape[0], .H = x->shape[1], .W = x->shape[2]};
-  a.C = x->shape[3], a.mode = (ii_erase_mode)cfg->data.erase_mode;
-  a.rects = rects, a.x = ii_data(x);
-  for (int64_t n = 0; n < a.N; n++) {
-    a.count += ii_erase_draw(cfg, epoch, samples[n], (int32_t)n, a.H, a.W, rects + a.count);
-    if (a.count == 0 || (n + 1 < a.N && a.count <= RECTS_AT_ONCE - II_ERASE_MAX)) continue;
-    ii_run_erase(c, &a);
-    a.count = 0;
+/* ---- on the device ----------------------------------------------------------------------------*/
+
+_Static_assert(sizeof(ii_step_values) % 8 == 0 && sizeof(ii_erase_rect) % 4 == 0,
+               "tensors of words");
+
+static void engine_did(ii_ctx *c, int status) {
+  if (status) ii_error_set(&c->err, II_ERR_DEVICE, "%s", c->k.error);
+}
+
+/* Where a member of the values stands on the device; NULL in plan mode. */
+static const void *at(const ii_mixer *m, size_t offset) {
+  const char *base = ii_data(m->values);
+  return base ? base + offset : NULL;
+}
+
+ii_status ii_mixer_init(ii_mixer *m, ii_ctx *c, const ii_config *cfg, int64_t batch, int64_t height,
+                        int64_t width) {
+  *m = (ii_mixer){.ctx = c, .cfg = cfg, .batch = batch, .height = height, .width = width};
+  m->most = cfg->data.erase_prob > 0 ? batch * cfg->data.erase_count : 0;
+  const size_t bytes = sizeof(ii_step_values) + (size_t)m->most * sizeof(ii_erase_rect);
+  m->values = ii_tensor_persistent(c, II_I32, 1, (int64_t[]){(int64_t)(bytes / 4)}, II_MEM_INPUT);
+  if (!c->plan && ii_ok(c)) engine_did(c, ii_upload_init(&c->k, &m->upload, bytes));
+  if (!ii_ok(c)) {
+    ii_mixer_destroy(m);
+    return c->err.status;
   }
+  c->step_at = at(m, offsetof(ii_step_values, step));
+  return II_OK;
 }
 
-ii_mix ii_mix_apply(ii_ctx *c, const ii_config *cfg, int64_t epoch, int64_t batch,
-                    const int64_t *samples, ii_tensor *x) {
-  ii_mix m = {.lam = 1};
-  if (!ii_ok(c)) return m;
-  if (cfg->data.erase_prob > 0) erase(c, cfg, epoch, samples, x);
-  m = ii_mix_draw(cfg, epoch, batch, x->shape[1], x->shape[2]);
-  if (m.lam == 1) return m;
-  ii_mix_batch_args a = {.real = x->dtype, .N = x->shape[0], .H = x->shape[1], .W = x->shape[2]};
-  a.C = x->shape[3], a.cutmix = m.cutmix, a.lam = m.lam;
-  a.y0 = m.y0, a.y1 = m.y1, a.x0 = m.x0, a.x1 = m.x1, a.x = ii_data(x);
-  ii_run_mix_batch(c, &a);
-  return m;
+void ii_mixer_destroy(ii_mixer *m) {
+  ii_ctx *c = m->ctx;
+  if (!c) return;
+  c->step_at = NULL;
+  if (!c->plan) ii_upload_destroy(&c->k, &m->upload);
+  ii_tensor_free(m->values);
+  *m = (ii_mixer){0};
 }
 
-ii_tensor *ii_mix_loss(ii_ctx *c, const ii_config *cfg, const ii_mix *m, ii_tensor *logits,
-                       ii_tensor *labels) {
-  const double smoothing = cfg->train.label_smoothing;
-  if (!ii_mix_wanted(cfg) || !ii_ok(c))
-    return ii_smooth_cross_entropy(c, logits, labels, smoothing);
+ii_mix ii_mixer_draw(ii_mixer *m, int64_t step, int64_t epoch, int64_t batch, const int64_t *keys,
+                     int64_t count) {
+  ii_ctx *c = m->ctx;
+  const ii_mix mix = ii_mix_draw(m->cfg, epoch, batch, m->height, m->width);
+  void *host = NULL;
+  II_ASSERT(count <= m->batch, "%lld images in a batch of %lld", (long long)count,
+            (long long)m->batch);
+  if (c->plan || !ii_ok(c)) return mix;
+  engine_did(c, ii_upload_begin(&c->k, &m->upload, &host));
+  if (!ii_ok(c)) return mix;
+  ii_step_values *v = host;
+  ii_erase_rect *rects = (void *)(v + 1);
+  *v = (ii_step_values){.step = step, .mix = ii_mixture_of(mix.lam, mix.cutmix)};
+  v->mix.y0 = mix.y0, v->mix.y1 = mix.y1, v->mix.x0 = mix.x0, v->mix.x1 = mix.x1;
+  for (int64_t n = 0; m->most && n < count; n++) {
+    ii_erase_rect drawn[II_ERASE_MAX];
+    const int64_t some =
+        ii_erase_draw(m->cfg, epoch, keys[n], (int32_t)n, m->height, m->width, drawn);
+    memcpy(rects + v->rects, drawn, (size_t)some * sizeof *drawn);
+    v->rects += (int32_t)some;
+  }
+  engine_did(c, ii_upload_send(&c->k, &m->upload, ii_data(m->values),
+                               sizeof *v + (size_t)v->rects * sizeof *rects));
+  return mix;
+}
+
+void ii_mixer_apply(const ii_mixer *m, ii_tensor *x) {
+  ii_ctx *c = m->ctx;
+  const int64_t N = x->shape[0], H = x->shape[1], W = x->shape[2], C = x->shape[3];
+  if (m->most)
+    ii_run_erase(c, &(ii_erase_args){.real = x->dtype,
+                                     .N = N,
+                                     .H = H,
+                                     .W = W,
+                                     .C = C,
+                                     .mode = (ii_erase_mode)m->cfg->data.erase_mode,
+                                     .most = m->most,
+                                     .count = at(m, offsetof(ii_step_values, rects)),
+                                     .rects = at(m, sizeof(ii_step_values)),
+                                     .x = ii_data(x)});
+  if (ii_mix_wanted(m->cfg))
+    ii_run_mix_batch(c, &(ii_mix_batch_args){.real = x->dtype,
+                                             .N = N,
+                                             .H = H,
+                                             .W = W,
+                                             .C = C,
+                                             .mix = at(m, offsetof(ii_step_values, mix)),
+                                             .x = ii_data(x)});
+}
+
+ii_tensor *ii_mixer_loss(const ii_mixer *m, ii_tensor *logits, ii_tensor *labels) {
+  ii_ctx *c = m->ctx;
+  const double smoothing = m->cfg->train.label_smoothing;
+  if (!ii_mix_wanted(m->cfg)) return ii_smooth_cross_entropy(c, logits, labels, smoothing);
   ii_tensor *targets = ii_tensor_new(c, c->real, 2, logits->shape);
-  if (ii_ok(c))
-    ii_run_mix_targets(c, &(ii_mix_targets_args){.real = c->real,
-                                                 .N = logits->shape[0],
-                                                 .C = logits->shape[1],
-                                                 .lam = m->lam,
-                                                 .smoothing = smoothing,
-                                                 .labels = ii_data(labels),
-                                                 .targets = ii_data(targets)});
+  ii_run_mix_targets(c, &(ii_mix_targets_args){.real = c->real,
+                                               .N = logits->shape[0],
+                                               .C = logits->shape[1],
+                                               .smoothing = smoothing,
+                                               .mix = at(m, offsetof(ii_step_values, mix)),
+                                               .labels = ii_data(labels),
+                                               .targets = ii_data(targets)});
   return ii_soft_cross_entropy(c, logits, targets);
 }

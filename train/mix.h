@@ -3,14 +3,17 @@
  * modes `batch`). The numbers are drawn on the host, each from a Philox stream of its own, so they
  * depend on the seed, the epoch and the batch or sample alone; kernels do the work.
  *
- * In a training step:
+ * What was drawn goes to a fixed place on the device, and the kernels read it there, so that a step
+ * that was recorded once (kernels/device.h) serves all batches:
  *
- *     ii_mix mix = ii_mix_apply(c, cfg, epoch, batch, samples, x);
+ *     ii_mix mix = ii_mixer_draw(m, step, epoch, batch, keys, N);  on the host; sends it
+ *     ii_mixer_apply(m, x);                                        from here on always the same
  *     ii_tensor *logits = ii_model_forward(model, x, meta, NULL);
- *     ii_tensor *loss = ii_mix_loss(c, cfg, &mix, logits, labels); */
+ *     ii_tensor *loss = ii_mixer_loss(m, logits, labels); */
 #ifndef II_MIX_H
 #define II_MIX_H
 #include "autograd/ops.h"
+#include "kernels/device.h"
 #include "train/config.h"
 
 enum { II_ERASE_MAX = 16 }; /* largest data.erase_count */
@@ -42,16 +45,41 @@ void ii_mix_box(ii_mix *m, double lam, int64_t height, int64_t width, int64_t cy
 int64_t ii_erase_draw(const ii_config *cfg, int64_t epoch, int64_t sample, int32_t image,
                       int64_t height, int64_t width, ii_erase_rect rects[II_ERASE_MAX]);
 
-/* Erases and mixes x[N,H,W,C] (F32 or F64, on the context's device) in place and returns what was
- * drawn for ii_mix_loss. samples[N]: the keys of the draws (data/sampler.h), on the host, not needed
- * after the call. Does not wait for the device. */
-ii_mix ii_mix_apply(ii_ctx *c, const ii_config *cfg, int64_t epoch, int64_t batch,
-                    const int64_t *samples, ii_tensor *x);
+/* What the device is told before each step; rectangles follow. */
+typedef struct {
+  int64_t step; /* number of the step over the whole run: for drop path and for reports */
+  ii_mixture mix;
+  int32_t rects, unused;
+} ii_step_values;
+
+typedef struct {
+  ii_ctx *ctx;
+  const ii_config *cfg;
+  int64_t batch, height, width;
+  int64_t most; /* rectangles in a batch */
+  ii_upload upload;
+  ii_tensor *values; /* an ii_step_values and `most` rectangles, on the device */
+} ii_mixer;
+
+/* For batches of `batch` images of height x width; *cfg must outlive it. Drop path and the reports
+ * of kernels go by the step that was drawn last from now on (ctx->step_at). Returns the context's
+ * status; on an error *m is empty. Free with ii_mixer_destroy, before the context. */
+ii_status ii_mixer_init(ii_mixer *m, ii_ctx *c, const ii_config *cfg, int64_t batch, int64_t height,
+                        int64_t width);
+void ii_mixer_destroy(ii_mixer *m);
+
+/* Draws for a batch of count <= batch images and queues the upload of what was drawn. keys[count]:
+ * the keys of the draws (data/sampler.h), on the host, not needed after the call. Waits for the
+ * upload before the last at most. Returns the mixture, for those who want to know. */
+ii_mix ii_mixer_draw(ii_mixer *m, int64_t step, int64_t epoch, int64_t batch, const int64_t *keys,
+                     int64_t count);
+
+/* Erases and mixes x[N,height,width,C] (F32 or F64, on the device) in place. */
+void ii_mixer_apply(const ii_mixer *m, ii_tensor *x);
 
 /* The mean loss of logits[N,classes] for labels[N] int32: cross entropy with the soft targets of
  * the mixture, smoothed by train.label_smoothing; where the configuration mixes nothing, cross
  * entropy with label smoothing (the official code's two criteria). */
-ii_tensor *ii_mix_loss(ii_ctx *c, const ii_config *cfg, const ii_mix *m, ii_tensor *logits,
-                       ii_tensor *labels);
+ii_tensor *ii_mixer_loss(const ii_mixer *m, ii_tensor *logits, ii_tensor *labels);
 
 #endif

@@ -2,9 +2,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include "autograd/tape.h"
-#include "train/input.h"
-#include "train/mix.h"
 #include "train/setup.h"
+#include "train/step.h"
 
 /* One image through the model, counting. */
 static void count_macs(ii_model *model, ii_ctx *c, ii_plan *plan) {
@@ -17,16 +16,22 @@ static void count_macs(ii_model *model, ii_ctx *c, ii_plan *plan) {
   ii_tape_reset(c);
 }
 
-/* What the trainer does in a step, in shapes alone. */
-static void plan_step(ii_model *model, ii_optimizer *o, const ii_schedule *s,
-                      const ii_input_batch *b, const ii_config *cfg) {
-  ii_ctx *c = o->params->ctx;
-  c->training = c->recording = true;
-  ii_tensor *logits = ii_model_forward(model, b->images, b->meta, NULL);
-  ii_tensor *loss = ii_mix_loss(c, cfg, &(ii_mix){.lam = 1}, logits, b->labels);
-  ii_backward_seeded(c, loss, o->seed);
-  ii_tape_reset(c);
-  ii_optimizer_step(o, s, 0, NULL);
+/* Two steps as the trainer makes them, in shapes alone; the second is like all that follow. */
+static ii_status plan_steps(ii_model *model, ii_optimizer *o, const ii_schedule *s,
+                            const ii_input_batch *first, const ii_config *cfg, ii_error *err) {
+  ii_pool *pool = &o->params->ctx->pool;
+  ii_input_batch b = *first;
+  ii_step step;
+  const ii_step_options options = {.cfg = cfg, .model = model, .optimizer = o, .schedule = s};
+  II_TRY(ii_step_init(&step, &options, err));
+  b.count = cfg->data.batch_size;
+  ii_status status = II_OK;
+  for (int64_t i = 0; i < 2 && status == II_OK; i++) {
+    ii_pool_reset_peak(pool);
+    status = ii_step_run(&step, &b, i, err);
+  }
+  ii_step_destroy(&step);
+  return status;
 }
 
 static ii_status run(const ii_config *cfg, ii_ctx *c, ii_plan *plan, ii_error *err) {
@@ -38,21 +43,20 @@ static ii_status run(const ii_config *cfg, ii_ctx *c, ii_plan *plan, ii_error *e
   const ii_schedule schedule = ii_setup_schedule(cfg, cfg->train.accumulation_steps);
   ii_optimizer o = {0};
   ii_input in = {0};
+  ii_status status = II_OK;
   plan->parameters = ii_params_numel(params);
   count_macs(model, c, plan);
   if (ii_optimizer_init(&o, params, &options) == II_OK &&
       ii_input_init(&in, c, plan->batch, plan->img_size, cfg->model.meta_dims.count > 0) == II_OK) {
-    /* the second step is like all that follow */
-    plan_step(model, &o, &schedule, &in.at[0], cfg);
-    ii_pool_reset_peak(&c->pool);
-    plan_step(model, &o, &schedule, &in.at[0], cfg);
+    status = plan_steps(model, &o, &schedule, &in.at[0], cfg, err);
     for (int i = 0; i < II_MEM_CLASSES; i++) plan->memory[i] = c->pool.peak_by_class[i];
     plan->memory_total = c->pool.peak;
   }
   ii_input_destroy(&in);
   ii_optimizer_destroy(&o);
   ii_model_destroy(model);
-  return ii_ok(c) ? II_OK : ii_error_set(err, c->err.status, "%s", c->err.text);
+  if (status != II_OK || ii_ok(c)) return status;
+  return ii_error_set(err, c->err.status, "%s", c->err.text);
 }
 
 ii_status ii_plan_make(const ii_config *cfg, ii_device device, ii_plan *plan, ii_error *err) {

@@ -1,7 +1,6 @@
 /* The loop. */
 #include <string.h>
 #include "autograd/tape.h"
-#include "train/mix.h"
 #include "train/setup.h"
 #include "train/trainer_priv.h"
 
@@ -60,21 +59,6 @@ void ii_trainer_new_mean(ii_trainer *t) {
   ii_optimizer_set_state(&t->optimizer, &t->device);
 }
 
-/* Queues forward and backward of one batch. */
-static void run_batch(ii_trainer *t, const ii_input_batch *b) {
-  ii_ctx *c = t->ctx;
-  c->training = c->recording = true;
-  c->step = (uint64_t)t->state.step;
-  c->draw = 0;
-  ii_tensor *meta = t->cfg->model.meta_dims.count ? b->meta : NULL;
-  const ii_mix mix = ii_mix_apply(c, t->cfg, b->epoch, b->index, b->host_keys, b->images);
-  ii_tensor *logits = ii_model_forward(t->model, b->images, meta, NULL);
-  ii_tensor *loss = ii_mix_loss(c, t->cfg, &mix, logits, b->labels);
-  ii_optimizer_add_loss(&t->optimizer, loss, t->state.step);
-  ii_backward_seeded(c, loss, t->optimizer.seed);
-  ii_tape_reset(c);
-}
-
 /* Whether the host wants to know now how the steps so far went. On the CPU that costs nothing. */
 static bool look_due(const ii_trainer *t) {
   const int64_t step = t->state.step;
@@ -100,13 +84,8 @@ static ii_status train_step(ii_trainer *t, ii_error *err) {
   t->first_sample[s->step % II_LOOK_STEPS] = b->host_samples[0];
   /* what the last, shorter group of the epoch before has accumulated is dropped */
   if (s->batch == 0) ii_params_zero_grad(t->params);
-  run_batch(t, b);
-  ii_input_done(&t->input);
-  if (ii_schedule_is_update(&t->schedule, s->step)) {
-    ii_optimizer_step(&t->optimizer, &t->schedule, s->step, NULL);
-    ii_params_zero_grad(t->params);
-  }
-  II_TRY(context_status(t, err));
+  if (ii_step_run(&t->step, b, s->step, err) != II_OK)
+    return ii_error_prefix(err, "step %lld", (long long)s->step);
   if (!last_step(t)) II_TRY(ii_input_ahead(&t->input, t->loader, err));
   const double waited = ii_loader_get_stats(t->loader).wait_seconds - before;
   s->step++;

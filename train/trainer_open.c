@@ -141,7 +141,14 @@ static ii_status open_model(ii_trainer *t, ii_error *err) {
   if (ii_ok(t->ctx))
     ii_input_init(&t->input, t->ctx, cfg->data.batch_size, cfg->data.img_size,
                   ii_dataset_has_meta(t->train_set));
-  return context_status(t, err);
+  II_TRY(context_status(t, err));
+  return ii_step_init(&t->step,
+                      &(ii_step_options){.cfg = cfg,
+                                         .model = t->model,
+                                         .optimizer = &t->optimizer,
+                                         .schedule = &t->schedule,
+                                         .say = t->say},
+                      err);
 }
 
 /* ---- weights and position ---------------------------------------------------------------------*/
@@ -330,6 +337,7 @@ ii_status ii_trainer_open(const ii_trainer_options *o, ii_trainer **trainer, ii_
 void ii_trainer_close(ii_trainer *t) {
   if (!t) return;
   ii_metrics_close(&t->metrics);
+  ii_step_destroy(&t->step);
   ii_input_destroy(&t->input);
   ii_loader_free(t->loader); /* its memory is the context's */
   if (t->optimizer.params) ii_optimizer_destroy(&t->optimizer);

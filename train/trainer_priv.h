@@ -2,8 +2,8 @@
 #ifndef II_TRAINER_PRIV_H
 #define II_TRAINER_PRIV_H
 #include <stdio.h>
-#include "train/input.h"
 #include "train/metrics.h"
+#include "train/step.h"
 #include "train/trainer.h"
 
 /* Measurements between two records. */
@@ -29,11 +29,12 @@ struct ii_trainer {
   int32_t *val_columns; /* of ii_setup_columns */
   ii_loader *loader;
   ii_ctx *ctx;
-  ii_input input; /* room 0: not there yet */
+  ii_input input; /* ctx NULL: not there yet */
   ii_model *model;
   ii_params *params;
   ii_optimizer optimizer; /* params NULL: not there yet */
   ii_schedule schedule;
+  ii_step step; /* ctx NULL: not there yet */
   ii_metrics metrics;
   ii_train_state state;
   char *config_text;

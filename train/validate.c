@@ -84,7 +84,6 @@ static bool one_batch(ii_model *model, ii_loader *loader, ii_input *in, double *
   const ii_input_batch *b;
   if (ii_input_next(in, loader, &b, err) != II_OK || b->count < 0) return false;
   ii_tensor *y = b->count ? forward(model, b) : NULL;
-  ii_input_done(in);
   if (ii_input_ahead(in, loader, err) != II_OK) return false;
   if (y) ii_tensor_read_f64(c, y, logits);
   ii_tape_reset(c);

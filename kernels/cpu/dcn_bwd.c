@@ -255,16 +255,16 @@ static void store_gx_row(const ii_dcn_plan *p, real *slab, int64_t parts, int64_
   for (int64_t r = 1; r < parts; r++)
 #pragma omp simd
     for (int64_t i = 0; i < a->W * p->wide; i++) sum[i] += sum[r * apart + i];
-  int64_t at = (n * a->H + h) * a->W * a->C + b * p->block * p->D;
-  if (p->block == a->G && p->wide == a->C)
+  int64_t at = (n * a->H + h) * a->W * a->x_row + b * p->block * p->D;
+  if (p->block == a->G && p->wide == a->x_row && a->x_row == a->C)
     store(a->x_dtype, a->acc_gx, a->gx, at, a->W * a->C, sum);
   else if (p->D == p->Dp)
     for (int64_t i = 0; i < a->W; i++)
-      store(a->x_dtype, a->acc_gx, a->gx, at + i * a->C, p->channels, sum + i * p->wide);
+      store(a->x_dtype, a->acc_gx, a->gx, at + i * a->x_row, p->channels, sum + i * p->wide);
   else
     for (int64_t i = 0; i < a->W; i++)
       for (int64_t g = 0; g < p->block; g++)
-        store(a->x_dtype, a->acc_gx, a->gx, at + i * a->C + g * p->D, p->D,
+        store(a->x_dtype, a->acc_gx, a->gx, at + i * a->x_row + g * p->D, p->D,
               sum + i * p->wide + g * p->Dp);
 }
 

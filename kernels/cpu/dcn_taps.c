@@ -161,16 +161,16 @@ void II_FN(dcn_fill)(const ii_dcn_plan *p, ii_dcn_work *w, int64_t n, int64_t b)
   w->filled = n * p->blocks + b;
   for (int64_t h = 0; h < a->H; h++) {
     real *dst = w->slab + ((h + 1) * p->line + 1) * p->wide;
-    int64_t at = (n * a->H + h) * a->W * a->C + b * p->block * p->D;
-    if (p->block == a->G && p->wide == a->C)
+    int64_t at = (n * a->H + h) * a->W * a->x_row + b * p->block * p->D;
+    if (p->block == a->G && p->wide == a->x_row && a->x_row == a->C)
       load(a->x_dtype, a->x, at, a->W * a->C, dst);
     else if (p->D == p->Dp)
       for (int64_t i = 0; i < a->W; i++)
-        load(a->x_dtype, a->x, at + i * a->C, p->channels, dst + i * p->wide);
+        load(a->x_dtype, a->x, at + i * a->x_row, p->channels, dst + i * p->wide);
     else
       for (int64_t i = 0; i < a->W; i++)
         for (int64_t g = 0; g < p->block; g++)
-          load(a->x_dtype, a->x, at + i * a->C + g * p->D, p->D, dst + i * p->wide + g * p->Dp);
+          load(a->x_dtype, a->x, at + i * a->x_row + g * p->D, p->D, dst + i * p->wide + g * p->Dp);
   }
 }
 

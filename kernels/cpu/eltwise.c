@@ -1,11 +1,10 @@
-/* GELU, ReLU, SiLU and sigmoid: y = f(x), gx = f'(.) gy. Memory-bound; 16-bit tensors pass through
- * chunks that stay in L1. */
+/* GELU, ReLU, SiLU and sigmoid: y = f(x), gx = f'(.) gy, GELU's with the sums of its columns on the
+ * way. Memory-bound; 16-bit tensors pass through chunks that stay in L1. */
 #include "kernels/cpu/fast_math.h"
 #include "kernels/cpu/pieces.h"
 
 typedef void (*fwd_fn)(const real *restrict x, real *restrict y, int64_t n);
-typedef void (*bwd_fn)(const real *restrict s, const real *restrict gy, real *restrict gx,
-                       int64_t n);
+typedef void (*bwd_fn)(const real *s, const real *gy, real *gx, int64_t n); /* gx may be gy */
 
 static int run_fwd(ii_kctx *k, const ii_eltwise_args *a, fwd_fn f) {
 #pragma omp parallel for schedule(static) num_threads(ii_team(k, a->n))
@@ -52,23 +51,54 @@ II_FAST real sigmoid_slope(real y) {
   return y * (R(1.0) - y);
 }
 
-#define ELTWISE(name, value, slope, saved)                                                         \
+#define ELTWISE(name, value, slope)                                                                \
   static void name##_chunk(const real *restrict x, real *restrict y, int64_t n) {                  \
     _Pragma("omp simd simdlen(II_LANES)") for (int64_t i = 0; i < n; i++) y[i] = value(x[i]);      \
   }                                                                                                \
-  static void name##_slope_chunk(const real *restrict s, const real *restrict gy,                  \
-                                 real *restrict gx, int64_t n) {                                   \
+  static void name##_slope_chunk(const real *s, const real *gy, real *gx, int64_t n) {             \
     _Pragma("omp simd simdlen(II_LANES)") for (int64_t i = 0; i < n; i++) gx[i] =                  \
         slope(s[i]) * gy[i];                                                                       \
   }                                                                                                \
   int II_FN(name##_fwd)(ii_kctx * k, const ii_eltwise_args *a) {                                   \
     return run_fwd(k, a, name##_chunk);                                                            \
-  }                                                                                                \
+  }
+#define ELTWISE_BWD(name, saved)                                                                   \
   int II_FN(name##_bwd)(ii_kctx * k, const ii_eltwise_args *a) {                                   \
     return run_bwd(k, a, a->saved, a->saved##_dtype, name##_slope_chunk);                          \
   }
 
-ELTWISE(gelu, ii_gelu, ii_gelu_slope, x)
-ELTWISE(relu, relu, relu_slope, y)
-ELTWISE(silu, silu, silu_slope, x)
-ELTWISE(sigmoid, ii_sigmoid, sigmoid_slope, y)
+ELTWISE(gelu, ii_gelu, ii_gelu_slope)
+ELTWISE(relu, relu, relu_slope)
+ELTWISE(silu, silu, silu_slope)
+ELTWISE(sigmoid, ii_sigmoid, sigmoid_slope)
+ELTWISE_BWD(relu, y)
+ELTWISE_BWD(silu, x)
+ELTWISE_BWD(sigmoid, y)
+
+/* GELU's gradient of rows [first,last), added to acc[C] on the way (see ii_add_rows_fn). */
+static void gelu_rows(const void *args, int64_t first, int64_t last, real *acc, real *buffers) {
+  const ii_eltwise_args *a = args;
+  const int64_t C = a->C, length = ii_buffer_length(C);
+  real *out = buffers + 2 * length;
+  for (int64_t r = first; r < last; r++) {
+    const real *x = ii_row_in(a->x_dtype, a->x, r * C, C, buffers);
+    const real *gy = ii_row_in(a->y_dtype, a->gy, r * C, C, buffers + length);
+    real *gx = a->gx ? ii_grad_target(a->x_dtype, a->gx, r * C, a->acc_gx, out) : out;
+#pragma omp simd simdlen(II_LANES)
+    for (int64_t i = 0; i < C; i++) {
+      const real g = ii_gelu_slope(x[i]) * gy[i];
+      gx[i] = g;
+      acc[i] += g;
+    }
+    if (a->gx) ii_grad_out(a->x_dtype, a->gx, r * C, C, a->acc_gx, gx);
+  }
+}
+
+int II_FN(gelu_bwd)(ii_kctx *k, const ii_eltwise_args *a) {
+  if (!a->gb) return run_bwd(k, a, a->x, a->x_dtype, gelu_slope_chunk);
+  const int64_t C = a->C, rows = C ? a->n / C : 0;
+  const double *sums = II_FN(column_sums)(k, rows, C, C, gelu_rows, a, C, 3);
+  if (!sums) return 1;
+  ii_sums_out(a->gb, sums, C, a->acc_gb);
+  return 0;
+}

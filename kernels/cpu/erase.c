@@ -29,10 +29,14 @@ static void erase_rect(const ii_erase_args *a, const ii_erase_rect *r) {
 }
 
 int II_FN(erase)(ii_kctx *k, const ii_erase_args *a) {
-  for (int64_t i = 0; i < a->count; i++) {
-    const ii_erase_rect *r = &a->rects[i];
-    if (!ii_erase_inside(a, r)) return ii_kernel_error(k, II_ERASE_OUTSIDE, (long long)i);
-  }
-  for (int64_t i = 0; i < a->count; i++) erase_rect(a, &a->rects[i]);
+  const int64_t count = *a->count;
+  if (count > a->most)
+    return ii_kernel_error(k, "erase: %lld rectangles, but room for %lld", (long long)count,
+                           (long long)a->most);
+  for (int64_t i = 0; i < count; i++)
+    if (!ii_erase_inside(a->N, a->H, a->W, &a->rects[i]))
+      return ii_kernel_error(k, "erase: rectangle %lld is not inside the images of the batch",
+                             (long long)i);
+  for (int64_t i = 0; i < count; i++) erase_rect(a, &a->rects[i]);
   return 0;
 }

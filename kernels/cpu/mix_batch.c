@@ -27,17 +27,18 @@ static void swap_run(real *restrict a, real *restrict b, int64_t n) {
 }
 
 int II_FN(mix_batch)(ii_kctx *k, const ii_mix_batch_args *a) {
-  const int64_t line = a->W * a->C, first = a->cutmix ? a->y0 : 0;
-  const int64_t lines = a->cutmix ? a->y1 - a->y0 : a->H;
-  const real lam = (real)a->lam, rest = (real)(1.0 - a->lam);
-  if (lines <= 0) return 0;
+  const ii_mixture *m = a->mix;
+  const bool box = m->mode == II_MIX_BOX;
+  const int64_t line = a->W * a->C, first = box ? m->y0 : 0, lines = box ? m->y1 - m->y0 : a->H;
+  const real lam = (real)m->lam, rest = (real)m->rest;
+  if (lines <= 0 || m->mode == II_MIX_NONE) return 0;
 #pragma omp parallel for schedule(static) num_threads(ii_team(k, a->N *lines *line))
   for (int64_t row = 0; row < a->N / 2 * lines; row++) {
     const int64_t n = row / lines, y = first + row % lines;
     real *here = (real *)a->x + (n * a->H + y) * line;
     real *there = (real *)a->x + ((a->N - 1 - n) * a->H + y) * line;
-    if (a->cutmix)
-      swap_run(here + a->x0 * a->C, there + a->x0 * a->C, (a->x1 - a->x0) * a->C);
+    if (box)
+      swap_run(here + m->x0 * a->C, there + m->x0 * a->C, (m->x1 - m->x0) * a->C);
     else
       mix_pair(here, there, line, lam, rest);
   }
@@ -47,7 +48,7 @@ int II_FN(mix_batch)(ii_kctx *k, const ii_mix_batch_args *a) {
 int II_FN(mix_targets)(ii_kctx *k, const ii_mix_targets_args *a) {
   const double off_value = a->smoothing / (double)(a->C > 0 ? a->C : 1);
   const real off = (real)off_value, on = (real)(1.0 - a->smoothing + off_value);
-  const real lam = (real)a->lam, rest = (real)(1.0 - a->lam);
+  const real lam = (real)a->mix->lam, rest = (real)a->mix->rest;
   for (int64_t n = 0; n < a->N; n++) {
     const int32_t mine = a->labels[n], other = a->labels[a->N - 1 - n];
     if (mine < 0 || mine >= a->C)

@@ -7,6 +7,11 @@ find_path(II_CUDA_INCLUDE cuda_runtime.h HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS
 find_path(II_CUDNN_INCLUDE cudnn.h HINTS ${II_CUDA_INCLUDE} PATH_SUFFIXES include REQUIRED)
 target_compile_definitions(ii_flags INTERFACE II_HAVE_CUDA=1)
 
+# The memory profile (kernels/emulate/profile.cpp): hooks at accesses and basic blocks, every access as
+# wide as it is in the source, blocks in the order of the source, device functions inside kernels.
+set(II_PROFILE_OPTIONS -O1 -fsanitize=thread -fsanitize-coverage=trace-pc -fno-tree-sra -fno-ipa-sra
+  -fno-reorder-blocks -finline-functions -finline-limit=100000)
+
 if(II_CUDA STREQUAL emulate)
   enable_language(CXX)
   # CMAKE_CXX_COMPILER knows nothing of .cu: CMP0119 passes -x c++
@@ -27,6 +32,15 @@ if(II_CUDA STREQUAL emulate)
     # the compiler's hooks without its runtime: race.cpp supplies them
     target_compile_options(ii_cuda PRIVATE -fsanitize=thread)
     target_compile_definitions(ii_emulate PRIVATE II_EMULATE_RACE=1)
+  endif()
+  if(II_EMULATE_PROFILE)
+    if(II_SANITIZE OR II_THREAD_SANITIZE OR II_EMULATE_RACE)
+      message(FATAL_ERROR "II_EMULATE_PROFILE counts the accesses of kernels through the compiler's "
+        "instrumentation and cannot be combined with II_EMULATE_RACE, II_SANITIZE or "
+        "II_THREAD_SANITIZE")
+    endif()
+    target_compile_options(ii_cuda PRIVATE ${II_PROFILE_OPTIONS})
+    target_compile_definitions(ii_emulate PRIVATE II_EMULATE_PROFILE=1)
   endif()
   foreach(lib ii_cuda ii_emulate)
     target_include_directories(${lib} SYSTEM PRIVATE ${II_CUDA_INCLUDE} ${II_CUDNN_INCLUDE})

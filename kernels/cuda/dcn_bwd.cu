@@ -3,41 +3,34 @@
  *   gm  = (1-ly) ((1-lx) S_0 + lx S_1) + ly ((1-lx) S_2 + lx S_3)
  *   gdx = s m ((1-ly) (S_1 - S_0) + ly (S_3 - S_2))
  *   gdy = s m ((1-lx) (S_2 - S_0) + lx (S_3 - S_1))
- * and adds m a_c gy to gx at its corners, a_c the bilinear weights. With softmax, the gradient of
- * logit k is m_k (gm_k - sum_j m_j gm_j).
+ * With softmax, the gradient of logit k is m_k (gm_k - sum_j m_j gm_j).
  *
- * Mapping: dcn_units.h; three phases, each by one warp for its 32/lanes units.
- *   scatter: gx by atomics. The lanes are dealt out anew, one channel each, so that a unit's
- *     additions at a corner are neighbours in memory and leave the multiprocessor together.
+ * The gradient of x is gathered by kernels of its own (dcn_gx.h); here are those of offsets and
+ * modulations. No atomics anywhere: all results are the same in every run.
+ *
+ * Mapping: dcn_units.h; two phases, each by one warp for its 32/lanes units.
  *   dots: a lane gathers V channels of the corners (16 bytes) and has its part of gm, gdx, gdy;
  *     lanes trade those of B taps in such a way that each ends with the whole sums of one tap
  *     (B-1 shuffles per number and B taps, not B log2(lanes)).
  *   flush: goffset and gmask from shared memory to where the strides say, in memory order, in their
- *     own type, each once. No atomics here: goffset and gmask are the same in every run.
- * gx in 16 bits is added up in fp32 scratch memory, as many images at a time as fit 32 MiB (so that
- * it stays in the second-level cache from the zero fill to the conversion), or one. With
- * k->deterministic, gx comes from dcn_ordered.cu.
+ *     own type, each once.
  *
- * Bytes, 64 x 56 x 56 x 128, G = 4, fp16, v3: least 51.4 (x) + 51.4 (gy) + 43.4 (offsets and
- * modulations) + 51.4 (gx) + 43.4 (their gradients) = 241 MB. This kernel: those, 206 MB of scratch
- * memory (zeros, and read back) which stay in the second-level cache, and 36 fp32 additions per
- * element, 925 million, as atomics on whole sectors, 3.7 GB into that cache: what bounds it.
- * Registers on sm_80, 90, 100 with L > 0: fp16 at most 62, bf16 80, fp32 99 (D = 64) and else 52;
- * others at most 80; no spills. PTX with L = 4: 21 loads of 16 bytes (5 taps, gy).
+ * Bytes, 64 x 56 x 56 x 128, G = 4, fp16: 51.4 MB (x) + 51.4 (gy) + 43.4 (offsets and modulations)
+ * + 43.4 (their gradients) = 190 MB; through L1 36 gathers of 16 bytes per 8 channels, 1.85 GB.
+ * Counts of instructions and registers: docs/kernels.md.
  * Limits: as forward. */
-#include "kernels/cuda/dcn_units.h"
+#include "kernels/cuda/dcn_gx.h"
 
 namespace {
 
-/* Scratch memory for the sums of gx, if one image does not need more. */
+/* Scratch memory for far taps, if one image does not need more. */
 const int64_t scratch_bytes = 32 << 20;
 
-/* What the kernel writes; NULL: not wanted. gx: of type R, added to. */
-template <typename R> struct gradients {
-  R *gx;
+/* What the kernel writes; NULL: not wanted. */
+typedef struct {
   void *goffset, *gmask;
   bool acc_goffset, acc_gmask;
-};
+} gradients;
 
 /* Shared memory of one warp. out: K pairs of offsets' gradients, then K of modulations, per unit;
  * base: where those of a unit start in goffset and gmask, -1 for units that do not exist. */
@@ -61,45 +54,13 @@ __device__ __forceinline__ workspace<R> workspace_of(unsigned char *memory, int 
   return w;
 }
 
-/* gx += m a_c gy. gy_at, gx_at: this lane's unit's first channel in gy, and in pixel 0 of its image
- * in gx; gy_at < 0 where there is no unit. */
-template <typename T, typename R>
-__device__ __forceinline__ void scatter(const ii_dcn_shape<R> &s, int lanes, int K, int D,
-                                        const workspace<R> &w, int stride, int64_t gy_at,
-                                        int64_t gx_at, const T *gy, R *gx) {
-  int spread = 1; /* lanes per unit, here */
-  while (spread < D && spread < 32) spread *= 2;
-  const int lane = threadIdx.x % 32, per = 32 / lanes;
-  const int64_t C = (int64_t)s.G * D;
-  for (int first = 0; first < per; first += 32 / spread) {
-    const int i = first + lane / spread, from = i < per ? i * lanes : 0;
-    const int64_t gy_i = __shfl_sync(II_FULL_MASK, gy_at, from);
-    const int64_t gx_i = __shfl_sync(II_FULL_MASK, gx_at, from);
-    if (i >= per || gy_i < 0) continue;
-    for (int d = lane % spread; d < D; d += spread) {
-      const R g = ii_up(gy[gy_i + d]);
-      R *to = gx + gx_i + d;
-      for (int k = 0; k < K; k++) {
-        const ii_dcn_quad<R> q = w.quad[i * stride + k];
-        const int4 at = w.at[i * stride + k];
-        const R lx = q.v[0], ly = q.v[1], top = (R(1) - ly) * (q.v[2] * g);
-        const R bottom = ly * (q.v[2] * g);
-        if (at.x >= 0) atomicAdd(to + at.x * C, (R(1) - lx) * top);
-        if (at.y >= 0) atomicAdd(to + at.y * C, lx * top);
-        if (at.z >= 0) atomicAdd(to + at.z * C, (R(1) - lx) * bottom);
-        if (at.w >= 0) atomicAdd(to + at.w * C, lx * bottom);
-      }
-    }
-  }
-}
-
 /* What V channels contribute to gm, gdx/(s m), gdy/(s m) of a tap, added to sum[3]. */
 template <int V, typename T, typename R>
-__device__ __forceinline__ void tap_dots(const T *x, int64_t C, const int4 &at, R lx, R ly,
+__device__ __forceinline__ void tap_dots(const T *x, int64_t x_row, const int4 &at, R lx, R ly,
                                          const R *g, R *sum) {
   ii_vec<T, V> v[4];
   R dot[4] = {};
-  ii_dcn_corners<V>(x, C, at, v);
+  ii_dcn_corners<V>(x, x_row, at, v);
 #pragma unroll
   for (int c = 0; c < 4; c++)
 #pragma unroll
@@ -144,7 +105,7 @@ __device__ __forceinline__ R finish(const ii_dcn_quad<R> *quad, const int4 *at, 
  * channel. Lane l % B owns tap k with k % B == l. Returns the lane's part of the sum of m gm. */
 template <int V, int L, typename T, typename R>
 __device__ __forceinline__ R dots_of_nine(const ii_dcn_quad<R> *quad, const int4 *at, R *out, int l,
-                                          int64_t C, const T *x, const T *gy) {
+                                          int64_t x_row, const T *x, const T *gy) {
   constexpr int B = L < 4 ? L : 4;
   const ii_vec<T, V> gv = ii_load<V>(gy);
   R g[V], part = R(0);
@@ -157,7 +118,7 @@ __device__ __forceinline__ R dots_of_nine(const ii_dcn_quad<R> *quad, const int4
     for (int j = 0; j < B; j++) {
       const ii_dcn_quad<R> q = quad[k + j];
       R sum[3] = {};
-      tap_dots<V>(x, C, at[k + j], q.v[0], q.v[1], g, sum);
+      tap_dots<V>(x, x_row, at[k + j], q.v[0], q.v[1], g, sum);
       gm[j] = sum[0];
       dx[j] = sum[1];
       dy[j] = sum[2];
@@ -166,7 +127,7 @@ __device__ __forceinline__ R dots_of_nine(const ii_dcn_quad<R> *quad, const int4
     if (l < B) part += finish(quad, at, out, 9, k + l, m, h, v);
   }
   R sum[3] = {};
-  tap_dots<V>(x, C, at[8], quad[8].v[0], quad[8].v[1], g, sum);
+  tap_dots<V>(x, x_row, at[8], quad[8].v[0], quad[8].v[1], g, sum);
 #pragma unroll
   for (int i = 0; i < 3; i++) sum[i] = deal<1, L>(sum + i, l);
   if (l == 0) part += finish(quad, at, out, 9, 8, sum[0], sum[1], sum[2]);
@@ -177,7 +138,6 @@ __device__ __forceinline__ R dots_of_nine(const ii_dcn_quad<R> *quad, const int4
 template <int V, typename T, typename R>
 __device__ __forceinline__ R dots_of_any(const ii_dcn_shape<R> &s, const ii_dcn_quad<R> *quad,
                                          const int4 *at, R *out, int l, const T *x, const T *gy) {
-  const int64_t C = (int64_t)s.G * s.D;
   R part = R(0);
   for (int k = 0; k < s.K; k++) {
     const ii_dcn_quad<R> q = quad[k];
@@ -188,7 +148,7 @@ __device__ __forceinline__ R dots_of_any(const ii_dcn_shape<R> &s, const ii_dcn_
       R g[V];
 #pragma unroll
       for (int i = 0; i < V; i++) g[i] = ii_up(gv.v[i]);
-      tap_dots<V>(x + d, C, corners, q.v[0], q.v[1], g, sum);
+      tap_dots<V>(x + d, s.x_row, corners, q.v[0], q.v[1], g, sum);
     }
 #pragma unroll
     for (int i = 0; i < 3; i++) sum[i] = ii_dcn_sum(sum[i], s.lanes);
@@ -220,7 +180,7 @@ __device__ __forceinline__ void flush(const workspace<R> &w, int per, int K, O *
 template <typename T, int V, int L>
 __global__ void dcn_bwd(const ii_dcn_shape<ii_real_of<T>> s, const T *__restrict__ x,
                         const void *offset, const void *mask, const T *__restrict__ gy,
-                        const gradients<ii_real_of<T>> to) {
+                        const gradients to) {
   typedef ii_real_of<T> R;
   const int lanes = L ? L : s.lanes, K = L ? 9 : s.K, kh = L ? 3 : s.kh, D = L ? L * V : s.D;
   const int stride = L ? 9 : s.stride, per = 32 / lanes;
@@ -242,16 +202,15 @@ __global__ void dcn_bwd(const ii_dcn_shape<ii_real_of<T>> s, const T *__restrict
                  ii_dcn_stage<false>(s, lanes, K, kh, u, l, static_cast<const O *>(offset),
                                      static_cast<const O *>(mask), quad, at));
   __syncwarp();
-  const int64_t C = (int64_t)s.G * D, gy_at = u.row * C + u.g * D, x_at = u.image * C + u.g * D;
-  if (to.gx) scatter(s, lanes, K, D, w, stride, u.alive ? gy_at : -1, x_at, gy, to.gx);
-  if (!to.goffset && !to.gmask) return;
-
+  const int64_t C = (int64_t)s.G * D;
+  x += u.image * s.x_row + u.g * D;
+  gy += u.row * C + u.g * D;
   constexpr int B = L == 0 ? 1 : L < 4 ? L : 4; /* owners of taps */
   R part;
   if constexpr (L != 0)
-    part = dots_of_nine<V, L>(quad, at, out, l, C, x + x_at + l * V, gy + gy_at + l * V);
+    part = dots_of_nine<V, L>(quad, at, out, l, s.x_row, x + l * V, gy + l * V);
   else
-    part = dots_of_any<V>(s, quad, at, out, l, x + x_at, gy + gy_at);
+    part = dots_of_any<V>(s, quad, at, out, l, x, gy);
   if (s.softmax) {
     part = ii_dcn_sum(part, lanes);
     if (l < B)
@@ -264,8 +223,7 @@ __global__ void dcn_bwd(const ii_dcn_shape<ii_real_of<T>> s, const T *__restrict
 }
 
 template <typename T, int V, int L>
-int launch(ii_kctx *k, const ii_dcn_args *a, ii_dcn_shape<ii_real_of<T>> s,
-           const gradients<ii_real_of<T>> &to) {
+int launch(ii_kctx *k, const ii_dcn_args *a, ii_dcn_shape<ii_real_of<T>> s, const gradients &to) {
   ii_dcn_launch l = {};
   if (ii_dcn_plan(k, L ? L : ii_dcn_lanes(s.D / V), tap_bytes<ii_real_of<T>>, unit_bytes, &s, &l))
     return 1;
@@ -274,14 +232,14 @@ int launch(ii_kctx *k, const ii_dcn_args *a, ii_dcn_shape<ii_real_of<T>> s,
   return 0;
 }
 
-/* The kernel for the call, as in dcn_fwd.cu; gx of a into `gx`. */
-template <typename T> int run(ii_kctx *k, const ii_dcn_args *a, ii_real_of<T> *gx) {
+/* The kernel for the call, as in dcn_fwd.cu. */
+template <typename T> int dots(ii_kctx *k, const ii_dcn_args *a) {
   constexpr int V = ii_wide<T>::n;
   const T *x = (const T *)a->x, *gy = (const T *)a->gy;
-  const gradients<ii_real_of<T>> to = {gx, a->goffset, a->gmask, a->acc_goffset, a->acc_gmask};
+  const gradients to = {a->goffset, a->gmask, a->acc_goffset, a->acc_gmask};
   ii_dcn_shape<ii_real_of<T>> s = {};
   if (ii_dcn_shape_of(k, a, &s)) return 1;
-  if (s.D % V == 0 && ii_aligned<V>(x) && ii_aligned<V>(gy)) {
+  if (s.D % V == 0 && s.x_row % V == 0 && ii_aligned<V>(x) && ii_aligned<V>(gy)) {
     if constexpr (sizeof(T) < 8) {
       if (ii_dcn_nine(a, s, 16 / V, V)) return launch<T, V, 16 / V>(k, a, s, to);
       if (ii_dcn_nine(a, s, 32 / V, V)) return launch<T, V, 32 / V>(k, a, s, to);
@@ -290,7 +248,8 @@ template <typename T> int run(ii_kctx *k, const ii_dcn_args *a, ii_real_of<T> *g
     return launch<T, V, 0>(k, a, s, to);
   }
   if constexpr (sizeof(T) == 2)
-    if (s.D % 2 == 0 && ii_aligned<2>(x) && ii_aligned<2>(gy)) return launch<T, 2, 0>(k, a, s, to);
+    if (s.D % 2 == 0 && s.x_row % 2 == 0 && ii_aligned<2>(x) && ii_aligned<2>(gy))
+      return launch<T, 2, 0>(k, a, s, to);
   return launch<T, 1, 0>(k, a, s, to);
 }
 
@@ -303,9 +262,9 @@ ii_dcn_args images(const ii_dcn_args *a, int64_t n, int64_t count) {
   const int64_t rows = n * a->Ho * a->Wo, pixels = n * a->H * a->W;
   ii_dcn_args b = *a;
   b.N = count;
-  b.x = skip(a->x, pixels * a->C, a->x_dtype);
+  b.x = skip(a->x, pixels * a->x_row, a->x_dtype);
   b.gy = skip(a->gy, rows * a->C, a->x_dtype);
-  b.gx = (void *)skip(a->gx, pixels * a->C, a->x_dtype);
+  b.gx = (void *)skip(a->gx, pixels * a->x_row, a->x_dtype);
   b.offset = skip(a->offset, rows * a->offset_row, a->om_dtype);
   b.mask = skip(a->mask, rows * a->mask_row, a->om_dtype);
   b.goffset = (void *)skip(a->goffset, rows * a->offset_row, a->om_dtype);
@@ -313,58 +272,48 @@ ii_dcn_args images(const ii_dcn_args *a, int64_t n, int64_t count) {
   return b;
 }
 
-/* 16-bit gx: sums in fp32 scratch, image by image or several at a time, then one conversion. */
-template <typename T> int run_scratch(ii_kctx *k, const ii_dcn_args *a) {
-  const int64_t each = a->H * a->W * a->C, fit = scratch_bytes / (each * (int64_t)sizeof(float));
+/* gx, so many images at a time that their lists of far taps fit scratch_bytes, or one. */
+int gather(ii_kctx *k, const ii_dcn_args *a) {
+  const ii_dcn_tiling t = ii_dcn_tiling_of(a);
+  const int64_t fit = scratch_bytes / ii_dcn_far_bytes(t, a->G);
   const int64_t turns = ii_ceil_div(a->N, fit < 1 ? 1 : fit), step = ii_ceil_div(a->N, turns);
-  float *sums = (float *)ii_cuda_scratch(k, II_SLOT_DCN, (size_t)(step * each) * sizeof *sums);
-  if (!sums) return 1;
+  void *memory = ii_cuda_scratch(k, II_SLOT_DCN, (size_t)ii_dcn_far_bytes(t, step * a->G));
+  if (!memory) return 1;
   for (int64_t n = 0; n < a->N; n += step) {
     const ii_dcn_args b = images(a, n, a->N - n < step ? a->N - n : step);
-    II_CUDA_TRY(k,
-                cudaMemsetAsync(sums, 0, (size_t)(b.N * each) * sizeof *sums, ii_cuda_stream(k)));
-    if (run<T>(k, &b, sums)) return 1;
-    ii_cast_args cast = {};
-    cast.real = II_F32;
-    cast.x_dtype = II_F32;
-    cast.y_dtype = a->x_dtype;
-    cast.n = b.N * each;
-    cast.x = sums;
-    cast.y = b.gx;
-    cast.accumulate = a->acc_gx;
-    if (ii_cuda_cast(k, &cast)) return 1;
+    ii_dcn_far far = {};
+    if (ii_cuda_dcn_find_far(k, &b, t, memory, &far)) return 1;
+    if (ii_cuda_dcn_gx_has_mma(&b) ? ii_cuda_dcn_gx_mma(k, &b, t, far)
+                                   : ii_cuda_dcn_gx(k, &b, t, far))
+      return 1;
   }
   return 0;
 }
 
-template <typename T> int run_any(ii_kctx *k, const ii_dcn_args *a) {
-  if constexpr (sizeof(T) == 2) {
-    return a->gx ? run_scratch<T>(k, a) : run<T>(k, a, NULL);
-  } else {
-    T *gx = (T *)a->gx;
-    if (gx && !a->acc_gx)
-      II_CUDA_TRY(k, cudaMemsetAsync(gx, 0, (size_t)(a->N * a->H * a->W * a->C) * sizeof(T),
-                                     ii_cuda_stream(k)));
-    return run<T>(k, a, gx);
+/* gx = 0, where there is nothing to sum. */
+template <typename T> __global__ void dcn_clear(T *gx, int64_t numel, int64_t C, int64_t x_row) {
+  const int64_t step = (int64_t)gridDim.x * blockDim.x;
+  for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < numel; i += step)
+    gx[i / C * x_row + i % C] = ii_down<T>(ii_real_of<T>(0));
+}
+template <typename T> int clear(ii_kctx *k, const ii_dcn_args *a) {
+  const int64_t numel = a->N * a->H * a->W * a->C;
+  II_LAUNCH(k, dcn_clear<T>, ii_grid_for(k, numel, 256), 256, 0, (T *)a->gx, numel, a->C, a->x_row);
+  return 0;
+}
+
+template <typename T> int run(ii_kctx *k, const ii_dcn_args *a) {
+  const int64_t units = a->N * a->Ho * a->Wo * a->G * ii_dcn_taps(a->kh, a->kw, a->remove_center);
+  if (a->gx && a->N * a->H * a->W * a->C > 0) {
+    if (units > 0 ? gather(k, a) : !a->acc_gx && clear<T>(k, a)) return 1;
   }
+  if (units == 0 || (!a->goffset && !a->gmask)) return 0;
+  return ii_cuda_dcn_dots_has_mma(a, ii_dcn_tiling_of(a)) ? ii_cuda_dcn_dots_mma(k, a)
+                                                          : dots<T>(k, a);
 }
 
 } // namespace
 
 extern "C" int ii_cuda_dcn_bwd(ii_kctx *k, const ii_dcn_args *a) {
-  const int64_t pixels = a->N * a->H * a->W * a->C;
-  ii_dcn_args b = *a;
-  if (b.gx && (pixels == 0 || b.N * b.Ho * b.Wo == 0)) { /* no sums, or sums of nothing */
-    if (pixels > 0 && !b.acc_gx)
-      II_CUDA_TRY(k, cudaMemsetAsync(b.gx, 0, (size_t)pixels * ii_dtype_size(b.x_dtype),
-                                     ii_cuda_stream(k)));
-    b.gx = NULL;
-  }
-  if (b.N * b.Ho * b.Wo * b.G == 0) return 0;
-  if (b.gx && k->deterministic) {
-    if (ii_cuda_dcn_gx_ordered(k, &b)) return 1;
-    b.gx = NULL;
-  }
-  if (!b.gx && !b.goffset && !b.gmask) return 0;
-  II_WITH_TYPE(k, b.x_dtype, T, return run_any<T>(k, &b));
+  II_WITH_TYPE(k, a->x_dtype, T, return run<T>(k, a));
 }

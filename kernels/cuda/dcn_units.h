@@ -19,6 +19,7 @@
 
 template <typename R> struct ii_dcn_shape {
   int64_t pixels; /* H*W */
+  int64_t x_row;  /* from a pixel of x to the next, and of gx */
   int64_t offset_row, offset_group, mask_row, mask_group;
   int N, H, W, Q, Wo, G, D, K; /* Q = Ho*Wo */
   int kh, stride_h, stride_w, dil_h, dil_w;
@@ -67,6 +68,7 @@ static inline int ii_dcn_shape_of(ii_kctx *k, const ii_dcn_args *a, ii_dcn_shape
   const int64_t ch = ((int64_t)a->dil_h * (a->kh - 1)) >> 1;
   const int64_t cw = ((int64_t)a->dil_w * (a->kw - 1)) >> 1;
   s->pixels = a->H * a->W;
+  s->x_row = a->x_row;
   s->offset_row = a->offset_row;
   s->offset_group = a->offset_group;
   s->mask_row = a->mask_row;
@@ -127,10 +129,6 @@ template <typename R>
 static inline bool ii_dcn_nine(const ii_dcn_args *a, const ii_dcn_shape<R> &s, int lanes, int V) {
   return a->kh == 3 && a->kw == 3 && s.K == 9 && s.D == lanes * V;
 }
-
-/* gx of a->N images, each element added up by one thread, in an order that depends on nothing but
- * the image's own sizes; dcn_ordered.cu. */
-int ii_cuda_dcn_gx_ordered(ii_kctx *k, const ii_dcn_args *a);
 
 /* ---- Small device functions -------------------------------------------------------------------*/
 

@@ -27,6 +27,15 @@ int ii_cuda_transfer_start(ii_kctx *k, ii_transfer *t, void *dst, const void *ho
 int ii_cuda_transfer_acquire(ii_kctx *k, ii_transfer *t);
 int ii_cuda_transfer_release(ii_kctx *k, ii_transfer *t);
 int ii_cuda_transfer_host_done(ii_kctx *k, ii_transfer *t);
+int ii_cuda_upload_init(ii_kctx *k, ii_upload *u);        /* the events alone */
+void ii_cuda_upload_destroy(ii_kctx *k, ii_upload *u);    /* likewise, after waiting for them */
+int ii_cuda_upload_begin(ii_kctx *k, const ii_upload *u); /* waits */
+int ii_cuda_upload_send(ii_kctx *k, const ii_upload *u, void *dst, size_t bytes);
+int ii_cuda_graph_begin(ii_kctx *k);
+int ii_cuda_graph_end(ii_kctx *k, ii_graph *g);
+int ii_cuda_graph_launch(ii_kctx *k, const ii_graph *g);
+void ii_cuda_graph_destroy(ii_kctx *k, ii_graph *g);
+int64_t ii_cuda_engine_layout(const ii_kctx *k);
 
 #ifdef __cplusplus
 }

@@ -165,6 +165,8 @@ extern "C" void ii_cuda_engine_close(ii_kctx *k) {
  * that are too small, once the work before is done with them. */
 static cudaError_t allocate(ii_cuda_engine *e, void **p, size_t bytes) {
   cudaMemPool_t pool;
+  /* it would become a piece of the graph, with memory of its own at each launch */
+  if (e->recording) return cudaErrorStreamCaptureUnsupported;
   cudaError_t code = cudaSetDevice(e->device);
   if (code == cudaSuccess) code = cudaMallocAsync(p, bytes, e->stream);
   if (code != cudaErrorMemoryAllocation) return code;
@@ -182,17 +184,21 @@ void *ii_cuda_scratch(ii_kctx *k, int slot, size_t bytes) {
   const bool enough = EXACT ? e->scratch_bytes[slot] == bytes : e->scratch_bytes[slot] >= bytes;
   if (e->scratch[slot] && enough) return e->scratch[slot];
   cudaSetDevice(e->device);
-  if (e->scratch[slot]) cudaFreeAsync(e->scratch[slot], e->stream);
-  e->scratch[slot] = NULL;
-  e->scratch_bytes[slot] = 0;
-  const cudaError_t code = allocate(e, &e->scratch[slot], bytes);
+  if (e->scratch[slot] && !e->recording) {
+    cudaFreeAsync(e->scratch[slot], e->stream);
+    e->scratch[slot] = NULL;
+    e->scratch_bytes[slot] = 0;
+  }
+  e->scratch_moves++;
+  void *p = NULL;
+  const cudaError_t code = allocate(e, &p, bytes);
   if (code != cudaSuccess) {
     cudaGetLastError();
-    e->scratch[slot] = NULL;
     ii_cuda_error(k, "GPU %d: %.1f MiB of scratch memory: %s", e->device, (double)bytes / 0x1p20,
                   cudaGetErrorString(code));
     return NULL;
   }
+  e->scratch[slot] = p;
   e->scratch_bytes[slot] = bytes;
   return e->scratch[slot];
 }

@@ -22,6 +22,8 @@ typedef struct {
   struct ii_matmul_plans *matmul_plans;
   void *scratch[II_CUDA_SLOTS];
   size_t scratch_bytes[II_CUDA_SLOTS];
+  int64_t scratch_moves;   /* how often a slot got other memory */
+  bool recording;          /* between ii_graph_begin and ii_graph_end */
   bool check_each;         /* II_CUDA_SYNC=1: wait after every launch, so that an error names it */
   const char *last_kernel; /* newest launch, for errors that come later */
   const char *last_file;

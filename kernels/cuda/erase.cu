@@ -1,21 +1,19 @@
 /* Random erasing: rectangles of noise, drawn by counter, in place.
  *
- * The rectangles are arguments of the launch, so nothing is uploaded and nobody waits: up to
- * LIST of them at a time, each of another image, because rectangles of one image may overlap and
- * are written one after another. blockIdx.y is the rectangle, blockIdx.x walks through it; a thread
- * makes the four neighbouring elements of one Philox block. Bytes: the rectangles, written once. */
+ * The rectangles and their number stand in memory, so one launch of one size serves every step.
+ * blockIdx.y is the rectangle (in a loop), blockIdx.x walks through it; a thread makes the four
+ * neighbouring elements of one Philox block. Rectangles of an image may overlap, and then the last
+ * one counts: an element that a later one has is left to that one, so that the order in which the
+ * blocks run means nothing. Bytes: the rectangles, written once. Blocks beyond the rectangles of a
+ * step end at once. */
 #include "kernels/cuda/gpu.h"
 
 namespace {
 
-constexpr int THREADS = 128, LIST = 32;
-
-struct list {
-  ii_erase_rect at[LIST];
-};
+constexpr int THREADS = 128;
 
 struct shape {
-  int64_t H, W, C;
+  int64_t N, H, W, C;
 };
 
 __device__ __forceinline__ float root(float v) {
@@ -54,9 +52,23 @@ __device__ __forceinline__ void normals(const ii_erase_rect &r, int64_t block, R
   }
 }
 
+__device__ __forceinline__ bool has(const ii_erase_rect &r, int64_t y, int64_t x) {
+  return y >= r.top && y - r.top < r.height && x >= r.left && x - r.left < r.width;
+}
+
+/* Whether one of the rectangles i+1 to n-1 of the same image has the pixel. */
+__device__ __forceinline__ bool later(const ii_erase_rect *rects, int i, int n, int64_t y,
+                                      int64_t x) {
+  const int image = rects[i].image;
+  for (int j = i + 1; j < n && rects[j].image == image; j++)
+    if (has(rects[j], y, x)) return true;
+  return false;
+}
+
 template <typename R, ii_erase_mode mode>
-__global__ void erase_kernel(R *x, const shape s, const list rects) {
-  const ii_erase_rect &r = rects.at[blockIdx.y];
+__device__ __forceinline__ void erase_rect(R *x, const shape &s, const ii_erase_rect *rects, int at,
+                                           int n) {
+  const ii_erase_rect r = rects[at];
   const int64_t width = r.width * s.C, count = r.height * width, blocks = (count + 3) / 4;
   R *corner = x + ((r.image * s.H + r.top) * s.W + r.left) * s.C;
   for (int64_t b = (int64_t)blockIdx.x * THREADS + threadIdx.x; b < blocks;
@@ -72,50 +84,41 @@ __global__ void erase_kernel(R *x, const shape s, const list rects) {
         normals(r, c / 4, z);
         v = c % 4 == 0 ? z[0] : c % 4 == 1 ? z[1] : c % 4 == 2 ? z[2] : z[3];
       }
-      corner[row * s.W * s.C + i] = v;
+      if (!later(rects, at, n, r.top + row, r.left + i / s.C)) corner[row * s.W * s.C + i] = v;
     }
   }
 }
 
-/* How many rectangles from `first` on fit into one launch, and the elements of the largest. */
-int gather(const ii_erase_args *a, int64_t first, list *l, int64_t *largest) {
-  int n = 0;
-  *largest = 0;
-  for (int64_t i = first; i < a->count && n < LIST; i++, n++) {
-    const ii_erase_rect *r = &a->rects[i];
-    for (int j = 0; j < n; j++)
-      if (l->at[j].image == r->image) return n;
-    const int64_t size = (int64_t)r->height * r->width * a->C;
-    if (size > *largest) *largest = size;
-    l->at[n] = *r;
-  }
-  return n;
+template <typename R, ii_erase_mode mode>
+__global__ void erase_kernel(R *x, const shape s, const int32_t *count, int64_t most,
+                             const ii_erase_rect *rects) {
+  const int n = *count < most ? *count : (int)most;
+  for (int i = blockIdx.y; i < n; i += gridDim.y)
+    if (ii_erase_inside(s.N, s.H, s.W, rects + i)) erase_rect<R, mode>(x, s, rects, i, n);
 }
 
 template <typename R> int run(ii_kctx *k, const ii_erase_args *a) {
-  const shape s = {a->H, a->W, a->C};
-  list l = {};
-  int64_t largest;
-  for (int64_t first = 0; first < a->count;) {
-    const int n = gather(a, first, &l, &largest);
-    first += n;
-    if (largest == 0) continue;
-    const int64_t want = ii_ceil_div(ii_ceil_div(largest, 4), THREADS);
-    const dim3 grid((unsigned)(want < 1024 ? want : 1024), (unsigned)n, 1);
-    if (a->mode == II_ERASE_PIXEL)
-      II_LAUNCH(k, (erase_kernel<R, II_ERASE_PIXEL>), grid, THREADS, 0, (R *)a->x, s, l);
-    else if (a->mode == II_ERASE_CONST)
-      II_LAUNCH(k, (erase_kernel<R, II_ERASE_CONST>), grid, THREADS, 0, (R *)a->x, s, l);
-    else
-      II_LAUNCH(k, (erase_kernel<R, II_ERASE_RAND>), grid, THREADS, 0, (R *)a->x, s, l);
-  }
+  const shape s = {a->N, a->H, a->W, a->C};
+  const int64_t size = a->H * a->W * a->C;
+  if (a->N <= 0 || size <= 0 || a->most <= 0) return 0;
+  /* a rectangle is a third of an image at most, and a thread may take several blocks of it */
+  const int64_t want = ii_ceil_div(size, 4 * 4 * THREADS), y = a->most < 65535 ? a->most : 65535;
+  const dim3 grid((unsigned)(want < 64 ? want : 64), (unsigned)y, 1);
+  R *x = (R *)a->x;
+  if (a->mode == II_ERASE_PIXEL)
+    II_LAUNCH(k, (erase_kernel<R, II_ERASE_PIXEL>), grid, THREADS, 0, x, s, a->count, a->most,
+              a->rects);
+  else if (a->mode == II_ERASE_CONST)
+    II_LAUNCH(k, (erase_kernel<R, II_ERASE_CONST>), grid, THREADS, 0, x, s, a->count, a->most,
+              a->rects);
+  else
+    II_LAUNCH(k, (erase_kernel<R, II_ERASE_RAND>), grid, THREADS, 0, x, s, a->count, a->most,
+              a->rects);
   return 0;
 }
 
 } // namespace
 
 extern "C" int ii_cuda_erase(ii_kctx *k, const ii_erase_args *a) {
-  for (int64_t i = 0; i < a->count; i++)
-    if (!ii_erase_inside(a, &a->rects[i])) return ii_cuda_error(k, II_ERASE_OUTSIDE, (long long)i);
   return a->real == II_F64 ? run<double>(k, a) : run<float>(k, a);
 }

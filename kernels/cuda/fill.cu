@@ -1,5 +1,6 @@
-/* y[i] = value. Mapping: 16 bytes per thread, grid-stride; by the size of the type alone.
- * Bytes: n * size. */
+/* y[r][i] = value. Mapping: 16 bytes per thread, grid-stride; by the size of the type alone.
+ * Columns of a matrix: one element per thread, with a division; they are the few that pad a row.
+ * Bytes: rows * n * size. */
 #include <string.h>
 #include "kernels/cuda/flat.h"
 
@@ -16,8 +17,22 @@ template <typename U> struct fill {
   }
 };
 
+template <typename U> struct fill_columns {
+  U bits;
+  U *y;
+  int64_t n, stride;
+  template <int V> __device__ __forceinline__ void run(int64_t i) const {
+    static_assert(V == 1, "rows are not a multiple of a vector");
+    y[i / n * stride + i % n] = bits;
+  }
+};
+
 template <typename U> int run_fill(ii_kctx *k, const ii_fill_args *a, U bits) {
   constexpr int V = ii_wide<U>::n;
+  if (a->rows != 1) {
+    const fill_columns<U> f = {bits, (U *)a->y, a->n, a->y_stride};
+    return ii_flat_run<1>(k, a->rows * a->n, true, f);
+  }
   const fill<U> f = {bits, (U *)a->y};
   return ii_flat_run<V>(k, a->n, ii_aligned<V>(f.y), f);
 }

@@ -22,9 +22,9 @@
 #else
 #define II_LAUNCH_ON(stream, kernel, grid, block, smem, ...)                                       \
   kernel<<<grid, block, smem, stream>>>(__VA_ARGS__)
-/* Dynamic shared memory as an array of `type`, 16-byte aligned. */
+/* Dynamic shared memory as an array of `type`, 32-byte aligned. */
 #define II_SHARED(type, name)                                                                      \
-  extern __shared__ __align__(16) unsigned char ii_dynamic_shared[];                               \
+  extern __shared__ __align__(32) unsigned char ii_dynamic_shared[];                               \
   type *name = reinterpret_cast<type *>(ii_dynamic_shared)
 #endif
 

@@ -25,6 +25,7 @@
 #include <cmath>
 #include <limits>
 #include <tuple>
+#include <type_traits>
 #include <cuda_runtime.h>
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
@@ -99,5 +100,6 @@ cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*k)(P...), int 
 #include "kernels/emulate/emulate_math.h"
 #include "kernels/emulate/emulate_half.h"
 #include "kernels/emulate/emulate_atomic.h"
+#include "kernels/emulate/emulate_mma.h"
 
 #endif

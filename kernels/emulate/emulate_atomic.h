@@ -7,7 +7,7 @@
 #define II_EMU_ATOMIC(name, type, expression)                                                      \
   __attribute__((noinline, no_sanitize_thread)) static type name##_body(type *p, type v,           \
                                                                         II_EMU_SITE) {             \
-    ii_emu_atomic_access(p, sizeof *p, II_EMU_HERE);                                               \
+    ii_emu_atomic_access(p, sizeof *p, #name, #type, __builtin_return_address(0), II_EMU_HERE);    \
     type old, now;                                                                                 \
     memcpy(static_cast<void *>(&old), static_cast<const void *>(p), sizeof old);                   \
     now = (expression);                                                                            \
@@ -63,7 +63,8 @@ II_EMU_ATOMIC(atomicDec, unsigned, old == 0 || old > v ? v : old - 1)
 #define II_EMU_CAS(type)                                                                           \
   __attribute__((noinline, no_sanitize_thread)) static type atomicCAS(type *p, type expected,      \
                                                                       type v, II_EMU_SITE) {       \
-    ii_emu_atomic_access(p, sizeof *p, II_EMU_HERE);                                               \
+    ii_emu_atomic_access(p, sizeof *p, "atomicCAS", #type, __builtin_return_address(0),            \
+                         II_EMU_HERE);                                                             \
     const type old = *p;                                                                           \
     if (old == expected) *p = v;                                                                   \
     return old;                                                                                    \

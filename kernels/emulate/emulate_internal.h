@@ -23,6 +23,7 @@ struct settings {
   bool keep_going;     /* II_EMU_REPORT=continue */
   int devices;         /* II_EMU_DEVICES, default 1 */
   size_t memory;       /* II_EMU_MEM_MB in bytes, default 16 GiB per device */
+  size_t l2_bytes;     /* II_EMU_L2_MB in bytes, default 50 MiB: the memory profile's cache */
 };
 const settings &get_settings();
 
@@ -42,6 +43,26 @@ int current_device();
 int stream_device(cudaStream_t stream);
 /* Sets the calling thread's last error, unless it is cudaSuccess; returns it. */
 cudaError_t set_error(cudaError_t error);
+
+/* ---- Graphs (graph.cpp) and their capture (runtime.cpp) ---------------------------------------*/
+
+/* What was recorded from one call: it runs at each launch, after the pieces `after`. */
+struct graph_piece {
+  std::function<void()> work;
+  std::vector<size_t> after; /* indices, each below its own */
+};
+struct graph {
+  std::vector<graph_piece> pieces;
+};
+/* Takes it over and gives its handle. */
+cudaGraph_t add_graph(graph &&g);
+/* Notes, fails the capture and returns true when the calling thread is recording and the call is
+ * one of those that are refused then: they wait, or change memory that other streams may use. */
+bool refused_in_capture(const char *call);
+/* The same for a call that a stream which is being recorded cannot take. */
+bool refused_on_stream(const char *call, cudaStream_t stream);
+/* cudaSuccess, or cudaErrorStreamCaptureInvalidated for a stream whose recording has failed. */
+cudaError_t capture_state(cudaStream_t stream);
 
 /* ---- Memory (memory.cpp) ----------------------------------------------------------------------*/
 
@@ -96,6 +117,8 @@ struct memory_range {
 std::vector<memory_range> shared_variables(const void *kernel);
 /* The static shared variable at p: name, start and size; false when it is none. */
 bool find_shared(const void *p, std::string *name, uintptr_t *start, size_t *bytes);
+/* Bytes of code of a function, 0 when unknown. */
+size_t function_bytes(const void *function);
 /* Whether p lies in the program's own image (code, constants, variables). */
 bool in_image(const void *p);
 uintptr_t image_base();
@@ -140,12 +163,38 @@ extern __thread bool in_kernel_thread;
 uint3 thread_index(int linear);
 dim3 block_index(uint64_t linear);
 
-/* ---- Race checker (race.cpp); without II_EMULATE_RACE these do nothing
- * -------------------------*/
+/* ---- Race checker (race.cpp); without II_EMULATE_RACE these do nothing ------------------------*/
 
 void race_atomic(const void *p, size_t bytes, const char *file, int line);
 void race_forget(uintptr_t address, size_t bytes); /* an allocation came or went */
 void race_end_block();
+
+/* ---- Memory profile (profile*.cpp); without II_EMULATE_PROFILE these do nothing ---------------*/
+
+void profile_allocated(const void *p, size_t bytes);
+void profile_freed(const void *p);
+void profile_set(void *p, size_t bytes);
+void profile_copy(void *to, const void *from, size_t bytes);
+void profile_begin(const launch &l);
+void profile_end_block();
+/* An atomic of the running thread, at code address pc of the kernel. */
+void profile_atomic(const void *p, size_t bytes, const char *function, const char *type,
+                    const void *pc);
+/* See ii_emu_fragment. */
+void profile_fragment(const void *p, size_t row_bytes, size_t pitch, bool store, const void *pc);
+void profile_fragment_done();
+/* The lanes of a warp met; all: none of the others lives. Before they go on. */
+void profile_meet(int warp, uint32_t lanes, bool all);
+
+/* ---- What the compiler's instrumentation calls (hooks.cpp); race.cpp or profile.cpp has them --*/
+
+/* What an access does. COPY: of a structure, some of whose members may never have been needed. */
+enum access_kind { READ = 0, WRITE = 1, ATOMIC = 2, COPY = 4 };
+/* aligned: to `bytes`, says the type. pc: the return address of the hook. */
+void compiled_access(const void *p, size_t bytes, int action, bool aligned, const void *pc);
+/* A function that kernels may call begins; pc: where it will return to. It ends. */
+void compiled_entry(const void *pc);
+void compiled_exit();
 
 } // namespace ii_emu
 

@@ -66,6 +66,12 @@ static inline float __fsqrt_rn(float x) {
 static inline float __fadd_rn(float a, float b) {
   return a + b;
 }
+/* Rounded down. The sum in double, and what that lost. */
+static inline float __fadd_rd(float a, float b) {
+  const double s = (double)a + b, part = s - a, lost = (a - (s - part)) + (b - part);
+  const float f = (float)s;
+  return f > s || (f == s && lost < 0) ? nextafterf(f, -INFINITY) : f;
+}
 static inline float __fsub_rn(float a, float b) {
   return a - b;
 }

@@ -31,9 +31,16 @@ uint64_t ii_emu_warp(int kind, unsigned mask, uint64_t value, int arg, const cha
 int ii_emu_lane(void);
 /* Ends the process with a report. */
 [[noreturn]] void ii_emu_trap(const char *file, int line);
-/* Reports a misaligned address; tells the race checker. */
-void ii_emu_atomic_access(const void *p, size_t bytes, const char *file, int line);
-/* Dynamic shared memory of the running block: 16-byte aligned, of exactly the launch's size. */
+/* Reports a misaligned address; tells the race checker and the memory profile. function, type: as in
+ * CUDA; pc: an address in the kernel that belongs to this call. */
+void ii_emu_atomic_access(const void *p, size_t bytes, const char *function, const char *type,
+                          const void *pc, const char *file, int line);
+/* The lane's part of a fragment of a matrix, 16 rows of row_bytes that are `pitch` bytes apart, is
+ * read or written until ii_emu_fragment_done: the memory profile counts it as the hardware moves
+ * fragments, not by the elements. */
+void ii_emu_fragment(const void *p, size_t row_bytes, size_t pitch, bool store);
+void ii_emu_fragment_done(void);
+/* Dynamic shared memory of the running block: 32-byte aligned, of exactly the launch's size. */
 void *ii_emu_dynamic_shared(void);
 
 #endif

@@ -64,6 +64,7 @@ cudaError_t allocate(void **p, size_t bytes, memory_kind kind) {
   table[(uintptr_t)*p] = allocation{kind, (uintptr_t)*p, bytes, device};
   version++;
   race_forget((uintptr_t)*p, bytes);
+  if (kind == MEMORY_DEVICE) profile_allocated(*p, bytes);
   if (kind == MEMORY_DEVICE && get_settings().guard && opened == 0) {
     ASAN_POISON_MEMORY_REGION(*p, bytes);
   }
@@ -81,6 +82,7 @@ cudaError_t release(void *p, memory_kind kind) {
   if (kind == MEMORY_DEVICE) used[(size_t)at->second.device] -= at->second.bytes;
   ASAN_UNPOISON_MEMORY_REGION(p, at->second.bytes);
   race_forget((uintptr_t)p, at->second.bytes);
+  profile_freed(p);
   table.erase(at);
   version++;
   free(p);
@@ -132,12 +134,22 @@ bool is_pinned(const void *p) {
   return find_allocation(p).kind == MEMORY_PINNED;
 }
 
+void copy(void *dst, const void *src, size_t bytes) {
+  memmove(dst, src, bytes);
+  profile_copy(dst, src, bytes);
+}
+
 cudaError_t set_bytes(const char *call, void *p, int value, size_t bytes, cudaStream_t stream,
                       bool wait) {
   if (bytes == 0) return cudaSuccess;
   if (!side_fits(call, "target", p, bytes, true)) return set_error(cudaErrorInvalidValue);
   if (stream_device(stream) < 0) return set_error(cudaErrorInvalidResourceHandle);
-  const auto work = [p, value, bytes] { memset(p, value, bytes); };
+  if (wait && refused_in_capture(call)) return cudaErrorStreamCaptureUnsupported;
+  if (capture_state(stream) != cudaSuccess) return cudaErrorStreamCaptureInvalidated;
+  const auto work = [p, value, bytes] {
+    memset(p, value, bytes);
+    profile_set(p, bytes);
+  };
   if (wait)
     enqueue_and_wait(stream, work);
   else
@@ -180,13 +192,17 @@ using namespace ii_emu;
 extern "C" {
 
 cudaError_t cudaMalloc(void **p, size_t bytes) {
+  if (refused_in_capture("cudaMalloc")) return cudaErrorStreamCaptureUnsupported;
   return allocate(p, bytes, MEMORY_DEVICE);
 }
 cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t s) {
   if (stream_device(s) < 0) return set_error(cudaErrorInvalidResourceHandle);
+  /* CUDA would make it a piece of the graph, which is not emulated */
+  if (refused_on_stream("cudaMallocAsync", s)) return cudaErrorStreamCaptureUnsupported;
   return allocate(p, bytes, MEMORY_DEVICE);
 }
 cudaError_t cudaFree(void *p) {
+  if (refused_in_capture("cudaFree")) return cudaErrorStreamCaptureUnsupported;
   finish_device(current_device());
   return p ? release(p, MEMORY_DEVICE) : cudaSuccess;
 }
@@ -197,18 +213,22 @@ cudaError_t cudaFreeAsync(void *p, cudaStream_t s) {
     note("cudaFreeAsync of %p, which is not the start of an allocation, or a bad stream", p);
     return set_error(cudaErrorInvalidValue);
   }
+  if (refused_on_stream("cudaFreeAsync", s)) return cudaErrorStreamCaptureUnsupported;
   enqueue(s, [p] { release(p, MEMORY_DEVICE); });
   return cudaSuccess;
 }
 
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags) {
   (void)flags;
+  if (refused_in_capture("cudaHostAlloc")) return cudaErrorStreamCaptureUnsupported;
   return allocate(p, bytes, MEMORY_PINNED);
 }
 cudaError_t cudaMallocHost(void **p, size_t bytes) {
+  if (refused_in_capture("cudaMallocHost")) return cudaErrorStreamCaptureUnsupported;
   return allocate(p, bytes, MEMORY_PINNED);
 }
 cudaError_t cudaFreeHost(void *p) {
+  if (refused_in_capture("cudaFreeHost")) return cudaErrorStreamCaptureUnsupported;
   finish_device(current_device());
   return p ? release(p, MEMORY_PINNED) : cudaSuccess;
 }
@@ -238,7 +258,8 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *to, const void *p) {
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind) {
   if (bytes == 0) return cudaSuccess;
   if (!check_copy("cudaMemcpy", dst, src, bytes, &kind)) return set_error(cudaErrorInvalidValue);
-  enqueue_and_wait(NULL, [dst, src, bytes] { memmove(dst, src, bytes); });
+  if (refused_in_capture("cudaMemcpy")) return cudaErrorStreamCaptureUnsupported;
+  enqueue_and_wait(NULL, [dst, src, bytes] { copy(dst, src, bytes); });
   return cudaSuccess;
 }
 
@@ -251,16 +272,21 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpy
     return set_error(cudaErrorInvalidValue);
   }
   if (stream_device(s) < 0) return set_error(cudaErrorInvalidResourceHandle);
+  if (capture_state(s) != cudaSuccess) return cudaErrorStreamCaptureInvalidated;
   const bool to_host = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyHostToHost;
   const bool from_host = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyHostToHost;
+  /* a graph would read or write the caller's memory at each launch: pinned memory alone here */
+  if (((to_host && !is_pinned(dst)) || (from_host && !is_pinned(src))) &&
+      refused_on_stream("cudaMemcpyAsync with host memory that is not pinned", s))
+    return cudaErrorStreamCaptureUnsupported;
   if (to_host && !is_pinned(dst)) {
-    enqueue_and_wait(s, [dst, src, bytes] { memmove(dst, src, bytes); });
+    enqueue_and_wait(s, [dst, src, bytes] { copy(dst, src, bytes); });
   } else if (from_host && !is_pinned(src) && get_settings().streams != STREAMS_EAGER) {
     const char *from = (const char *)src;
     const auto staged = std::make_shared<std::vector<char>>(from, from + bytes);
-    enqueue(s, [dst, staged, bytes] { memcpy(dst, staged->data(), bytes); });
+    enqueue(s, [dst, staged, bytes] { copy(dst, staged->data(), bytes); });
   } else {
-    enqueue(s, [dst, src, bytes] { memmove(dst, src, bytes); });
+    enqueue(s, [dst, src, bytes] { copy(dst, src, bytes); });
   }
   return cudaSuccess;
 }

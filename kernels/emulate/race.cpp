@@ -2,11 +2,11 @@
  * the last ones of other threads to the same bytes.
  *
  * The .cu files are compiled with -fsanitize=thread, but the program is not linked with that
- * library: the functions the compiler calls at each access are here. Two accesses, at least one of
- * them a write and not both atomic, are ordered when they are of one thread, or a __syncthreads of
- * the block or a __syncwarp of both lanes lies between; blocks of one launch are never ordered.
- * Shuffles order nothing, as in CUDA. A shadow cell per two bytes holds the last writer and two
- * readers, so of several races on one address some may be shown. */
+ * library: the functions the compiler calls at each access are in hooks.cpp. Two accesses, at least
+ * one of them a write and not both atomic, are ordered when they are of one thread, or a
+ * __syncthreads of the block or a __syncwarp of both lanes lies between; blocks of one launch are
+ * never ordered. Shuffles order nothing, as in CUDA. A shadow cell per two bytes holds the last
+ * writer and two readers, so of several races on one address some may be shown. */
 #include "kernels/emulate/emulate_internal.h"
 
 #ifndef II_EMULATE_RACE
@@ -42,9 +42,6 @@ struct access {
 struct cell {
   access writer, reader, other; /* reader: the last one; other: an earlier one */
 };
-
-/* What an access does. COPY: of a structure, some of whose members may never have been needed. */
-enum { READ = 0, WRITE = 1, ATOMIC = 2, COPY = 4 };
 
 enum region_kind { REGION_DEVICE, REGION_DYNAMIC, REGION_STATIC };
 struct region {
@@ -269,7 +266,9 @@ void check(uintptr_t p, size_t bytes, int action, uint32_t place) {
   touch(r, p, bytes, action, place);
 }
 
-inline void hook(const void *p, size_t bytes, int action, bool aligned, const void *pc) {
+} // namespace
+
+void compiled_access(const void *p, size_t bytes, int action, bool aligned, const void *pc) {
   if (!in_kernel_thread) return;
   static const uintptr_t base = image_base();
   const uint32_t place = (uint32_t)((uintptr_t)pc - 1 - base);
@@ -280,7 +279,8 @@ inline void hook(const void *p, size_t bytes, int action, bool aligned, const vo
   check((uintptr_t)p, bytes, action, place);
 }
 
-} // namespace
+void compiled_entry(const void *) {}
+void compiled_exit() {}
 
 void race_atomic(const void *p, size_t bytes, const char *file, int line) {
   if (!in_kernel_thread) return;
@@ -310,79 +310,4 @@ void race_forget(uintptr_t address, size_t bytes) {
 }
 
 } // namespace ii_emu
-
-using namespace ii_emu;
-
-extern "C" {
-
-#define II_EMU_HOOK(n)                                                                             \
-  void __tsan_read##n(void *p) {                                                                   \
-    hook(p, n, READ, true, __builtin_return_address(0));                                           \
-  }                                                                                                \
-  void __tsan_write##n(void *p) {                                                                  \
-    hook(p, n, WRITE, true, __builtin_return_address(0));                                          \
-  }                                                                                                \
-  void __tsan_unaligned_read##n(void *p) {                                                         \
-    hook(p, n, READ, false, __builtin_return_address(0));                                          \
-  }                                                                                                \
-  void __tsan_unaligned_write##n(void *p) {                                                        \
-    hook(p, n, WRITE, false, __builtin_return_address(0));                                         \
-  }                                                                                                \
-  void __tsan_volatile_read##n(void *p) {                                                          \
-    hook(p, n, READ, true, __builtin_return_address(0));                                           \
-  }                                                                                                \
-  void __tsan_volatile_write##n(void *p) {                                                         \
-    hook(p, n, WRITE, true, __builtin_return_address(0));                                          \
-  }
-II_EMU_HOOK(1)
-II_EMU_HOOK(2)
-II_EMU_HOOK(4)
-II_EMU_HOOK(8)
-II_EMU_HOOK(16)
-
-void __tsan_read_range(void *p, unsigned long n) {
-  if (n) hook(p, n, READ | COPY, false, __builtin_return_address(0));
-}
-void __tsan_write_range(void *p, unsigned long n) {
-  if (n) hook(p, n, WRITE | COPY, false, __builtin_return_address(0));
-}
-void __tsan_init(void) {}
-void __tsan_func_entry(void *) {}
-void __tsan_func_exit(void) {}
-void __tsan_vptr_update(void **, void *) {}
-void __tsan_vptr_read(void **) {}
-void __tsan_atomic_thread_fence(int) {
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
-}
-void __tsan_atomic_signal_fence(int) {}
-
-/* std::atomic and guards of local statics in host code. */
-#define II_EMU_ATOMICS(bits, type)                                                                 \
-  type __tsan_atomic##bits##_load(const volatile type *p, int) {                                   \
-    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                   \
-  }                                                                                                \
-  void __tsan_atomic##bits##_store(volatile type *p, type v, int) {                                \
-    __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                                                      \
-  }                                                                                                \
-  type __tsan_atomic##bits##_exchange(volatile type *p, type v, int) {                             \
-    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                                            \
-  }                                                                                                \
-  type __tsan_atomic##bits##_fetch_add(volatile type *p, type v, int) {                            \
-    return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);                                             \
-  }                                                                                                \
-  type __tsan_atomic##bits##_fetch_sub(volatile type *p, type v, int) {                            \
-    return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST);                                             \
-  }                                                                                                \
-  int __tsan_atomic##bits##_compare_exchange_strong(volatile type *p, type *old, type v, int,      \
-                                                    int) {                                         \
-    return __atomic_compare_exchange_n(p, old, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);      \
-  }                                                                                                \
-  int __tsan_atomic##bits##_compare_exchange_weak(volatile type *p, type *old, type v, int, int) { \
-    return __atomic_compare_exchange_n(p, old, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);      \
-  }
-II_EMU_ATOMICS(8, unsigned char)
-II_EMU_ATOMICS(32, unsigned)
-II_EMU_ATOMICS(64, unsigned long)
-
-} // extern "C"
 #endif

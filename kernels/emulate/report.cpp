@@ -50,6 +50,7 @@ settings read_settings() {
   s.keep_going = report && !strcmp(report, "continue");
   s.devices = (int)number("II_EMU_DEVICES", 1);
   s.memory = (size_t)number("II_EMU_MEM_MB", 16 << 10) << 20;
+  s.l2_bytes = (size_t)number("II_EMU_L2_MB", 50) << 20;
   return s;
 }
 

@@ -6,12 +6,14 @@
  * II_EMU_STREAMS=random queues advance by chance, which also runs work earlier than a missing wait
  * would allow. */
 #include "kernels/emulate/emulate_internal.h"
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <unordered_map>
 #include <vector>
 
@@ -23,9 +25,25 @@ struct operation {
   bool open; /* whether device memory is open meanwhile */
 };
 
+struct queue;
+typedef std::shared_ptr<queue> queue_ref;
+
+/* A recording in work; with the lock of the tables. */
+struct capture {
+  queue *origin;
+  std::thread::id owner;
+  cudaStreamCaptureMode mode;
+  bool failed = false, ended = false;
+  graph made;
+  std::vector<queue_ref> streams; /* that take part */
+};
+typedef std::shared_ptr<capture> capture_ref;
+
 struct queue {
   int device;
-  bool blocking; /* waits for the default stream and the default stream for it */
+  bool blocking;            /* waits for the default stream and the default stream for it */
+  capture_ref recording;    /* NULL: none; with the lock of the tables, like tips */
+  std::vector<size_t> tips; /* the pieces that the next one comes after */
   std::mutex lock;
   std::condition_variable changed;
   std::deque<operation> operations;
@@ -33,10 +51,11 @@ struct queue {
   bool busy = false; /* one runs, outside the lock */
   queue(int d, bool b) : device(d), blocking(b) {}
 };
-typedef std::shared_ptr<queue> queue_ref;
 
 struct record {
-  queue_ref on; /* NULL: never recorded */
+  queue_ref on; /* NULL: never recorded, or in a capture */
+  capture_ref recording;
+  std::vector<size_t> tips;
   uint64_t position = 0;
   std::shared_ptr<double> when; /* milliseconds, once it has run */
 };
@@ -50,7 +69,8 @@ std::mutex tables;
 std::unordered_map<void *, queue_ref> streams;
 std::vector<queue_ref> default_streams;
 std::unordered_map<void *, std::shared_ptr<event_state>> events;
-uint64_t chance; /* random numbers; 0: not started */
+std::set<capture_ref> captures; /* in work */
+uint64_t chance;                /* random numbers; 0: not started */
 
 thread_local int device_of_thread;
 thread_local cudaError_t last_error;
@@ -177,8 +197,35 @@ void advance_by_chance(int device) {
   advance(*one.first, position);
 }
 
+/* Takes the work into the recording of the stream; false when it is not being recorded. */
+bool take_down(const queue_ref &q, std::function<void()> &work) {
+  std::lock_guard<std::mutex> hold(tables);
+  if (!q->recording) {
+    /* work of the default stream would have to wait for a recorded stream, and it for that */
+    for (const capture_ref &c : captures)
+      for (const queue_ref &s : c->streams)
+        if (q->blocking && s->blocking && q->device == s->device && q != s &&
+            default_queue(q->device) == q) {
+          note("work for the default stream while a stream that waits for it is being recorded");
+          c->failed = true;
+          last_error = cudaErrorStreamCaptureImplicit;
+          return true;
+        }
+    return false;
+  }
+  capture &c = *q->recording;
+  if (c.failed) {
+    last_error = cudaErrorStreamCaptureInvalidated;
+    return true;
+  }
+  c.made.pieces.push_back(graph_piece{std::move(work), q->tips});
+  q->tips = {c.made.pieces.size() - 1};
+  return true;
+}
+
 /* Appends; runs what the mode of the streams says. Returns the position. */
 uint64_t push(const queue_ref &q, std::function<void()> work, bool open) {
+  if (take_down(q, work)) return 0;
   append_dependencies(q);
   const uint64_t position = append(*q, std::move(work), open);
   if (get_settings().streams == STREAMS_EAGER) advance(*q, position);
@@ -195,6 +242,69 @@ record last_record(const std::shared_ptr<event_state> &e) {
   std::lock_guard<std::mutex> hold(tables);
   return e->last;
 }
+/* Fails the recordings in which streams of a device take part, or the given one. */
+bool fail_captures(const char *call, int device, const capture_ref &one) {
+  std::lock_guard<std::mutex> hold(tables);
+  bool any = false;
+  for (const capture_ref &c : captures) {
+    if (one ? c != one : c->origin->device != device) continue;
+    note("%s while a stream is being recorded: the recording fails", call);
+    any = c->failed = true;
+  }
+  if (any) last_error = cudaErrorStreamCaptureUnsupported;
+  return any;
+}
+
+capture_ref recording_of(const queue_ref &q) {
+  std::lock_guard<std::mutex> hold(tables);
+  return q->recording;
+}
+
+/* An event of a recording cannot be waited for or asked by the host. */
+bool refused_for_event(const char *call, const record &r) {
+  if (!r.recording) return false;
+  fail_captures(call, -1, r.recording);
+  set_error(cudaErrorCapturedEvent);
+  return true;
+}
+
+/* The pieces that come before `tips`, themselves included. */
+std::vector<bool> before(const graph &g, const std::vector<size_t> &tips) {
+  std::vector<bool> is(g.pieces.size());
+  for (const size_t t : tips) is[t] = true;
+  for (size_t i = g.pieces.size(); i-- > 0;)
+    if (is[i])
+      for (const size_t j : g.pieces[i].after) is[j] = true;
+  return is;
+}
+
+/* Whether every stream's last piece comes before the end of the first stream. */
+bool joined(const capture &c) {
+  const std::vector<bool> reached = before(c.made, c.origin->tips);
+  for (const queue_ref &s : c.streams)
+    for (const size_t t : s->tips)
+      if (!reached[t]) return false;
+  return true;
+}
+
+/* s waits for an event of a recording: it takes part from now on. */
+cudaError_t wait_recorded(const queue_ref &q, const record &r) {
+  std::lock_guard<std::mutex> hold(tables);
+  if (r.recording->ended) return set_error(cudaErrorCapturedEvent);
+  if (q->recording && q->recording != r.recording) {
+    q->recording->failed = r.recording->failed = true;
+    return set_error(cudaErrorStreamCaptureMerge);
+  }
+  if (!q->recording) {
+    q->recording = r.recording;
+    q->tips.clear();
+    r.recording->streams.push_back(q);
+  }
+  for (const size_t t : r.tips)
+    if (std::find(q->tips.begin(), q->tips.end(), t) == q->tips.end()) q->tips.push_back(t);
+  return cudaSuccess;
+}
+
 bool is_done(const record &r) {
   if (!r.on) return true;
   std::lock_guard<std::mutex> hold(r.on->lock);
@@ -240,6 +350,31 @@ uint64_t enqueue_and_wait(cudaStream_t stream, std::function<void()> work) {
   const uint64_t position = push(q, std::move(work), true);
   advance(*q, position);
   return position;
+}
+
+bool refused_in_capture(const char *call) {
+  capture_ref mine;
+  {
+    std::lock_guard<std::mutex> hold(tables);
+    for (const capture_ref &c : captures)
+      if (c->mode == cudaStreamCaptureModeGlobal ||
+          (c->mode == cudaStreamCaptureModeThreadLocal && c->owner == std::this_thread::get_id()))
+        mine = c;
+  }
+  return mine && fail_captures(call, -1, mine);
+}
+
+bool refused_on_stream(const char *call, cudaStream_t stream) {
+  const queue_ref q = find_queue(stream);
+  const capture_ref c = q ? recording_of(q) : NULL;
+  return c && fail_captures(call, -1, c);
+}
+
+cudaError_t capture_state(cudaStream_t stream) {
+  const queue_ref q = find_queue(stream);
+  std::lock_guard<std::mutex> hold(tables);
+  if (!q || !q->recording || !q->recording->failed) return cudaSuccess;
+  return last_error = cudaErrorStreamCaptureInvalidated;
 }
 
 void finish_device(int device) {
@@ -322,6 +457,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
   const queue_ref q = find_queue(s);
   if (!q) return set_error(cudaErrorInvalidResourceHandle);
+  if (refused_on_stream("cudaStreamSynchronize", s)) return cudaErrorStreamCaptureUnsupported;
   finish(*q);
   return cudaSuccess;
 }
@@ -330,6 +466,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s) {
 cudaError_t cudaStreamQuery(cudaStream_t s) {
   const queue_ref q = find_queue(s);
   if (!q) return set_error(cudaErrorInvalidResourceHandle);
+  if (refused_on_stream("cudaStreamQuery", s)) return cudaErrorStreamCaptureUnsupported;
   uint64_t next, all;
   {
     std::lock_guard<std::mutex> hold(q->lock);
@@ -346,7 +483,13 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
   const std::shared_ptr<event_state> event = find_event(e);
   if (!q || !event) return set_error(cudaErrorInvalidResourceHandle);
   const record r = last_record(event);
-  if (!r.on || r.on == q) return cudaSuccess;
+  if (r.recording) return wait_recorded(q, r);
+  if (!r.on) return cudaSuccess;
+  if (const capture_ref c = recording_of(q)) { /* that work is no part of the graph */
+    fail_captures("waiting for an event from before the recording", -1, c);
+    return set_error(cudaErrorStreamCaptureIsolation);
+  }
+  if (r.on == q) return cudaSuccess;
   push(
       q, [r] { advance(*r.on, r.position); }, false);
   return cudaSuccess;
@@ -361,6 +504,8 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t fn, void *data) {
 }
 
 cudaError_t cudaDeviceSynchronize(void) {
+  if (fail_captures("cudaDeviceSynchronize", device_of_thread, NULL))
+    return cudaErrorStreamCaptureUnsupported;
   finish_device(device_of_thread);
   return cudaSuccess;
 }
@@ -387,6 +532,13 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
   const std::shared_ptr<event_state> event = find_event(e);
   if (!q || !event) return set_error(cudaErrorInvalidResourceHandle);
   record r;
+  if (const capture_ref c = recording_of(q)) {
+    std::lock_guard<std::mutex> hold(tables);
+    r.recording = c;
+    r.tips = q->tips;
+    event->last = r;
+    return c->failed ? last_error = cudaErrorStreamCaptureInvalidated : cudaSuccess;
+  }
   r.on = q;
   r.when = std::make_shared<double>(0.0);
   const std::shared_ptr<double> when = r.when;
@@ -405,6 +557,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e) {
   const std::shared_ptr<event_state> event = find_event(e);
   if (!event) return set_error(cudaErrorInvalidResourceHandle);
   const record r = last_record(event);
+  if (refused_for_event("cudaEventSynchronize", r)) return cudaErrorCapturedEvent;
   if (r.on) advance(*r.on, r.position);
   return cudaSuccess;
 }
@@ -413,6 +566,7 @@ cudaError_t cudaEventQuery(cudaEvent_t e) {
   const std::shared_ptr<event_state> event = find_event(e);
   if (!event) return set_error(cudaErrorInvalidResourceHandle);
   const record r = last_record(event);
+  if (refused_for_event("cudaEventQuery", r)) return cudaErrorCapturedEvent;
   if (is_done(r)) return cudaSuccess;
   uint64_t next;
   {
@@ -432,6 +586,60 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
   if (!ra.on || !rb.on) return set_error(cudaErrorInvalidResourceHandle);
   if (!is_done(ra) || !is_done(rb)) return cudaErrorNotReady;
   *ms = (float)(*rb.when - *ra.when);
+  return cudaSuccess;
+}
+
+/* ---- Capture ----------------------------------------------------------------------------------*/
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode) {
+  const queue_ref q = find_queue(s);
+  if (!q) return set_error(cudaErrorInvalidResourceHandle);
+  std::lock_guard<std::mutex> hold(tables);
+  if (q == default_queue(q->device)) return last_error = cudaErrorStreamCaptureUnsupported;
+  if (q->recording) return last_error = cudaErrorIllegalState;
+  const capture_ref c = std::make_shared<capture>();
+  c->origin = q.get();
+  c->owner = std::this_thread::get_id();
+  c->mode = mode;
+  c->streams.push_back(q);
+  captures.insert(c);
+  q->recording = c;
+  q->tips.clear();
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus *status) {
+  const queue_ref q = find_queue(s);
+  if (!q) return set_error(cudaErrorInvalidResourceHandle);
+  std::lock_guard<std::mutex> hold(tables);
+  *status = !q->recording          ? cudaStreamCaptureStatusNone
+            : q->recording->failed ? cudaStreamCaptureStatusInvalidated
+                                   : cudaStreamCaptureStatusActive;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *to) {
+  const queue_ref q = find_queue(s);
+  *to = NULL;
+  if (!q) return set_error(cudaErrorInvalidResourceHandle);
+  std::unique_lock<std::mutex> hold(tables);
+  const capture_ref c = q->recording;
+  if (!c) return last_error = cudaErrorIllegalState;
+  if (c->origin != q.get()) {
+    c->failed = true;
+    return last_error = cudaErrorStreamCaptureUnmatched;
+  }
+  if (c->mode != cudaStreamCaptureModeRelaxed && c->owner != std::this_thread::get_id())
+    return last_error = cudaErrorStreamCaptureWrongThread;
+  const bool whole = joined(*c);
+  for (const queue_ref &one : c->streams) one->recording = NULL;
+  c->streams.clear(); /* they hold the capture no more, nor it them */
+  c->ended = true;
+  captures.erase(c);
+  if (c->failed) return last_error = cudaErrorStreamCaptureInvalidated;
+  if (!whole) return last_error = cudaErrorStreamCaptureUnjoined;
+  hold.unlock();
+  *to = add_graph(std::move(c->made));
   return cudaSuccess;
 }
 

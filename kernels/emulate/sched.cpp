@@ -153,6 +153,7 @@ void wait_turn() {
 }
 
 void release_barrier() {
+  for (int w = 0; w < S.warps; w++) profile_meet(w, S.live[w], true);
   for (int w = 0; w < S.warps; w++) {
     S.ready[w] |= S.at_barrier[w];
     S.at_barrier[w] = 0;
@@ -210,6 +211,7 @@ void finish_warp_op(int warp, uint32_t lanes, int kind) {
   lane_wait *const op = &S.op[warp * 32];
   uint64_t all = 0;
   bool first = true;
+  profile_meet(warp, lanes, lanes == S.live[warp]);
   if (kind == II_EMU_WARP_SYNC) {
     order_lanes(warp, lanes);
     return;
@@ -262,6 +264,7 @@ void finish_thread(int t) {
   const int warp = t / 32;
   S.live[warp] &= ~(1u << t % 32);
   S.living--;
+  if (!S.live[warp]) profile_meet(warp, 0, true);
   if (S.waiting > 0 && S.waiting == S.living) release_barrier();
   for (uint32_t m = S.in_warp_op[warp]; m;) {
     const lane_wait &o = S.op[warp * 32 + __builtin_ctz(m)];
@@ -336,6 +339,7 @@ void run_block(const launch &l, uint64_t index) {
   fiber_switch(&host, current, false);
   running.thread = -1;
   race_end_block();
+  profile_end_block();
   in_kernel_thread = false;
 }
 
@@ -368,10 +372,11 @@ uint3 thread_index(int linear) {
 void run_kernel(const launch &l) {
   std::lock_guard<std::mutex> hold(kernel_lock);
   start_launch(l);
+  profile_begin(l);
   fiber_of_host(&host);
   /* The heap puts guarded bytes around it under AddressSanitizer. */
   void *dynamic = NULL;
-  if (l.shared_bytes && posix_memalign(&dynamic, 16, l.shared_bytes)) abort();
+  if (l.shared_bytes && posix_memalign(&dynamic, 32, l.shared_bytes)) abort();
   running.dynamic_shared = (char *)dynamic;
   const uint64_t blocks = (uint64_t)l.grid.x * l.grid.y * l.grid.z;
   /* Random order: a walk by a step that has no factor in common with the number of blocks. */
@@ -455,10 +460,20 @@ void ii_emu_trap(const char *file, int line) {
   abort();
 }
 
-void ii_emu_atomic_access(const void *p, size_t bytes, const char *file, int line) {
+void ii_emu_atomic_access(const void *p, size_t bytes, const char *function, const char *type,
+                          const void *pc, const char *file, int line) {
   const size_t align = bytes > 16 ? 16 : bytes;
   if ((uintptr_t)p % align) {
     report(true, "misaligned atomic", "address %p, %zu bytes, at %s:%d", p, bytes, file, line);
   }
   race_atomic(p, bytes, file, line);
+  profile_atomic(p, bytes, function, type, pc);
+}
+
+void ii_emu_fragment(const void *p, size_t row_bytes, size_t pitch, bool store) {
+  profile_fragment(p, row_bytes, pitch, store, __builtin_return_address(0));
+}
+
+void ii_emu_fragment_done(void) {
+  profile_fragment_done();
 }

@@ -34,6 +34,7 @@ struct program {
   uintptr_t base, low, high; /* where it is loaded */
   std::vector<variable> shared;
   std::unordered_multimap<uintptr_t, std::string> functions; /* of *.cu files, mangled */
+  std::unordered_map<uintptr_t, size_t> sizes;               /* of those functions */
 };
 
 std::mutex lock;
@@ -69,7 +70,10 @@ void read_symbols(program &p, const char *file, const ElfW(Shdr) * sections, int
     const uintptr_t address = p.base + s.st_value;
     const bool local = ELF64_ST_BIND(s.st_info) == STB_LOCAL;
     const bool writable = (sections[s.st_shndx].sh_flags & SHF_WRITE) != 0;
-    if (type == STT_FUNC && (device_file || !local)) p.functions.insert({address, name});
+    if (type == STT_FUNC && (device_file || !local)) {
+      p.functions.insert({address, name});
+      p.sizes[address] = s.st_size;
+    }
     if (type == STT_OBJECT && (device_file || !local) && writable && !strncmp(name, "_ZZ", 3)) {
       p.shared.push_back(variable{address, s.st_size, name});
     }
@@ -167,6 +171,11 @@ bool find_shared(const void *p, std::string *name, uintptr_t *start, size_t *byt
   *start = at->address;
   *bytes = at->bytes;
   return true;
+}
+
+size_t function_bytes(const void *function) {
+  const auto at = this_program().sizes.find((uintptr_t)function);
+  return at == this_program().sizes.end() ? 0 : at->second;
 }
 
 bool in_image(const void *p) {

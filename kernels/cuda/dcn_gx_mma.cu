@@ -1,0 +1,497 @@
+/* Deformable convolution: the gradient of x for 16-bit types and windows of 3 x 3, as a product of
+ * matrices. With A[q,p] = the sum of m a_c over the taps of output q that have corner c in pixel p,
+ *   gx[p,d] = sum over q of A[q,p] gy[q,d]
+ * A tile of 64 pixels receives from 144 near outputs (dcn_gx.h), 36 numbers each, most of which
+ * fall on the same pixels: building A costs one addition per tap and corner, not one per channel,
+ * and the dense product, though four times the multiplications of the sparse one, is left to the
+ * tensor cores.
+ *
+ * Mapping: a warp owns a tile and up to 32 channels of a group; the warps of a block share nothing.
+ * It takes 32 rows of A at a time: near outputs, then far taps, in an order that depends on nothing
+ * but the image. Per 32 rows:
+ *   - offsets, modulations and gy come to shared memory in pieces of 4 and 16 bytes;
+ *   - a lane builds one row, 64 sums in fp32;
+ *   - each number of A is split into two of type T, their sum being good to 2^-22 (fp16) or 2^-17
+ *     (bf16) of it, in the place of the fp32 number. fp16 numbers are scaled by a power of two, so
+ *     that the largest modulation so far is between 2^11 and 2^12: the numbers of a row of A, at
+ *     most nine times that, do not overflow, and the second parts do not vanish;
+ *   - 16 rows x 16 pixels x 16 channels at a time go to the tensor cores, sums in fp32; blocks of
+ * 16 pixels that no row touches are left out. A zero of A times an infinite gy would be NaN where
+ * the sum has no such term, so a warp that meets a gy or a modulation that is not finite (or beyond
+ * 2^100) starts again with the sums of dcn_gx.cu.
+ *
+ * Bytes: as dcn_gx.cu. Counts: docs/kernels.md.
+ * Limits: groups of a multiple of 16 channels; gy, gx and the rows of gx 16-byte aligned; sides
+ * below 2^22. */
+#include "kernels/cuda/dcn_gx_sum.h"
+#include "kernels/cuda/dcn_mma.h"
+
+namespace {
+
+namespace wmma = nvcuda::wmma;
+
+enum { ROWS = II_DCN_ROWS, TAPS = II_DCN_TAPS, WARPS = 4 };
+enum { PITCH = II_DCN_PIXELS + 4 }; /* floats from a row of A to the next: on other banks */
+
+template <int N> constexpr int out_pitch = N + 4; /* floats */
+
+/* Bytes of shared memory of one warp: A, gy, offsets and modulations, pending far taps; or, in the
+ * same place, the sums of the tile, or what dcn_gx_sum.h needs. */
+constexpr int most_of(int a, int b, int c) {
+  return a > b ? (a > c ? a : c) : (b > c ? b : c);
+}
+template <typename O, int N>
+constexpr int warp_bytes =
+    (most_of(ROWS * (PITCH * 4 + ii_dcn_pitch<N> * 2 + ii_dcn_om_words<O> * 4) + 2 * ROWS * 8,
+             II_DCN_PIXELS *out_pitch<N> * 4,
+             ROWS *(int)sizeof(ii_dcn_listed<float>) + II_DCN_PIXELS * N * 4) +
+     31) /
+    32 * 32;
+
+/* What a warp works with. offset, mask, gy as in ii_dcn_sum_work. */
+template <typename T, typename O> struct work {
+  ii_dcn_tile t;
+  int64_t C;
+  const O *offset, *mask;
+  const T *gy;
+  float *a;      /* [ROWS][PITCH] */
+  T *g;          /* [ROWS][ii_dcn_pitch<N>] */
+  uint32_t *om;  /* [ROWS][om_words] */
+  int2 *pending; /* [2*ROWS]: output, tap */
+};
+
+/* Whether one of the two elements in a word is infinite or NaN: bits of v | ... & 0x80008000. */
+template <typename T> __device__ __forceinline__ uint32_t not_finite(uint32_t v) {
+  constexpr bool half = sizeof(T) == 2 && !std::is_same<T, ii_bf16>::value;
+  return (v & (half ? 0x7c007c00u : 0x7f807f80u)) + (half ? 0x04000400u : 0x00800080u);
+}
+
+/* gy of the lanes' outputs q to w.g. Returns whether this lane saw a number that is not finite. */
+template <int N, typename T, typename O>
+__device__ __forceinline__ bool stage_gy(const work<T, O> &w, int q) {
+  constexpr int pieces = N / 8;
+  const int lane = threadIdx.x % 32;
+  uint32_t bad = 0;
+#pragma unroll
+  for (int i = 0; i < pieces; i++) {
+    const int row = (i * 32 + lane) / pieces, d = lane % pieces * 8;
+    const int64_t from = __shfl_sync(II_FULL_MASK, q, row);
+    const uint4 v = *reinterpret_cast<const uint4 *>(w.gy + from * w.C + d);
+    bad |= not_finite<T>(v.x) | not_finite<T>(v.y) | not_finite<T>(v.z) | not_finite<T>(v.w);
+    *reinterpret_cast<uint4 *>(w.g + row * ii_dcn_pitch<N> + d) = v;
+  }
+  return (bad & 0x80008000u) != 0;
+}
+
+/* A tap's four corners in a row of A; (y, x): the top left one, within the tile. */
+__device__ __forceinline__ void add_tap(float *row, int y, int x, float lx, float ly, float m) {
+  const bool t = (unsigned)y < II_DCN_TILE, b = (unsigned)(y + 1) < II_DCN_TILE;
+  const bool l = (unsigned)x < II_DCN_TILE, r = (unsigned)(x + 1) < II_DCN_TILE;
+  const float top = (1.0f - ly) * m, bottom = ly * m;
+  float *at = row + y * II_DCN_TILE + x;
+  float v[4] = {};
+  if (t && l) v[0] = at[0];
+  if (t && r) v[1] = at[1];
+  if (b && l) v[2] = at[II_DCN_TILE];
+  if (b && r) v[3] = at[II_DCN_TILE + 1];
+  if (t && l) at[0] = v[0] + (1.0f - lx) * top;
+  if (t && r) at[1] = v[1] + lx * top;
+  if (b && l) at[II_DCN_TILE] = v[2] + (1.0f - lx) * bottom;
+  if (b && r) at[II_DCN_TILE + 1] = v[3] + lx * bottom;
+}
+
+/* Raises *top to the largest exponent (biased) of the modulations of the warp's outputs; mask: this
+ * lane's in shared memory, r: their norm. False when one is not finite or beyond 2^100. */
+template <typename O>
+__device__ __forceinline__ bool raise_top(const ii_dcn_shape<float> &s, const O *mask,
+                                          const ii_dcn_norm<float> &r, unsigned *top) {
+  float most = r.part; /* that of the largest logit */
+  bool finite = fabsf(most) <= 0x1p100f;
+  if (!s.softmax) {
+    most = 0.0f;
+#pragma unroll
+    for (int k = 0; k < TAPS; k++) {
+      const float m = fabsf(float(ii_up(mask[k])));
+      finite = finite && m <= 0x1p100f;
+      most = fmaxf(most, m);
+    }
+  }
+  *top = max(*top, __reduce_max_sync(II_FULL_MASK, __float_as_uint(most) >> 23));
+  return __all_sync(II_FULL_MASK, finite);
+}
+
+/* The factor of A while the largest exponent is `top`: 2^(11 - exponent) for fp16. */
+template <typename T> __device__ __forceinline__ float factor_of(unsigned top) {
+  if (std::is_same<T, ii_bf16>::value) return 1.0f;
+  return __uint_as_float((265u - top) << 23);
+}
+
+/* The lane's row of A: all taps of output (ho, wo), or tap `only`. Returns the blocks touched. */
+template <typename T, typename O>
+__device__ __forceinline__ unsigned
+build_row(const ii_dcn_shape<float> &s, const work<T, O> &w, int ho, int wo, int only,
+          const O *offset, const O *mask, const ii_dcn_norm<float> &r, float factor) {
+  float *row = w.a + threadIdx.x % 32 * PITCH;
+  const ii_dcn_grid g = ii_dcn_grid_of(s, ho, wo);
+  int top = II_DCN_TILE, bottom = 0; /* rows of the tile between which taps fall */
+  float column = 0.0f;
+#pragma unroll 1
+  for (int k = 0; k < TAPS; k += 3, column += g.step_x)
+#pragma unroll
+    for (int j = 0; j < 3; j++) {
+      const float dx = ii_up(offset[2 * (k + j)]), dy = ii_up(offset[2 * (k + j) + 1]);
+      ii_dcn_sample p;
+      if (!ii_dcn_sample_of(g, s.scale, column, float(j) * g.step_y, dx, dy, &p)) continue;
+      if (only >= 0 && only != k + j) continue;
+      const float m = ii_dcn_modulation(s, r, float(ii_up(mask[k + j]))) * factor;
+      const int y = p.y - w.t.y;
+      top = min(top, y);
+      bottom = max(bottom, y + 1);
+      add_tap(row, y, p.x - w.t.x, p.lx, p.ly, m);
+    }
+  if (top >= II_DCN_TILE) return 0;
+  top = max(top, 0) >> 1;
+  bottom = min(bottom, II_DCN_TILE - 1) >> 1;
+  return bottom < top ? 0u : (2u << bottom) - (1u << top);
+}
+
+/* Block b of A, 32 rows x 16 numbers, from fp32 to 16 first parts and 16 second parts per row. */
+template <typename T> __device__ __forceinline__ void split(float *a, int b) {
+  const int lane = threadIdx.x % 32, piece = lane % 4;
+  float *from = a + (lane / 8 + lane / 4 % 2 * 4) * PITCH + b * 16; /* two rows on other banks */
+  ii_vec<float, 4> v[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) v[i] = ii_load<4>(from + i * 8 * PITCH + piece * 4);
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    ii_vec<T, 4> first, second;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      first.v[j] = ii_down<T>(v[i].v[j]);
+      second.v[j] = ii_down<T>(v[i].v[j] - ii_up(first.v[j]));
+    }
+    T *to = reinterpret_cast<T *>(from + i * 8 * PITCH) + piece * 4;
+    *reinterpret_cast<ii_vec<T, 4> *>(to) = first;
+    *reinterpret_cast<ii_vec<T, 4> *>(to + 16) = second;
+  }
+}
+
+/* Zeros in the blocks of A that `blocks` names. */
+__device__ __forceinline__ void clear(float *a, unsigned blocks) {
+  const int lane = threadIdx.x % 32;
+  float *to = a + (lane / 8 + lane / 4 % 2 * 4) * PITCH + lane % 4 * 4;
+#pragma unroll 1
+  for (int b = 0; b < 4; b++)
+    if (blocks >> b & 1u)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        *reinterpret_cast<float4 *>(to + i * 8 * PITCH + b * 16) =
+            make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+
+typedef wmma::fragment<wmma::accumulator, 16, 16, 16, float> sums;
+
+/* sum += A^T gy over the 32 rows, for the blocks of pixels in `blocks`. */
+template <int N, typename T, typename O>
+__device__ __forceinline__ void multiply(const work<T, O> &w, unsigned blocks,
+                                         sums (&sum)[4][N / 16]) {
+  const T *a = reinterpret_cast<const T *>(w.a);
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::row_major> g[N / 16];
+#pragma unroll
+    for (int n = 0; n < N / 16; n++)
+      wmma::load_matrix_sync(g[n], w.g + half * 16 * ii_dcn_pitch<N> + n * 16, ii_dcn_pitch<N>);
+#pragma unroll
+    for (int b = 0; b < 4; b++)
+      if (blocks >> b & 1u) {
+        wmma::fragment<wmma::matrix_a, 16, 16, 16, T, wmma::col_major> first, second;
+        const T *at = a + half * 16 * 2 * PITCH + b * 32;
+        wmma::load_matrix_sync(first, at, 2 * PITCH);
+        wmma::load_matrix_sync(second, at + 16, 2 * PITCH);
+#pragma unroll
+        for (int n = 0; n < N / 16; n++) {
+          wmma::mma_sync(sum[b][n], first, g[n], sum[b][n]);
+          wmma::mma_sync(sum[b][n], second, g[n], sum[b][n]);
+        }
+      }
+  }
+}
+
+/* Far taps for the tile, one batch of candidates after another. */
+typedef struct {
+  ii_dcn_sources from;
+  int source, first; /* next candidates: those of source tile number `source` from `first` on */
+  int pending;
+} far_walk;
+
+/* This lane's candidate, the first + lane-th of source tile (h, v): true when it is a tap of an
+ * output that is not near to the tile and touches it. */
+template <typename T, typename O>
+__device__ __forceinline__ bool candidate(const ii_dcn_shape<float> &s, const work<T, O> &w, int h,
+                                          int v, int i, int count, const ii_dcn_far_tap *taps,
+                                          int2 *found) {
+  int y, x, ho, wo;
+  if (count <= II_DCN_LIST) {
+    if (i >= count) return false;
+    const ii_dcn_far_tap tap = taps[i];
+    *found = make_int2(tap.q, tap.k);
+    ho = tap.q / s.Wo;
+    wo = tap.q - ho * s.Wo;
+    y = tap.y;
+    x = tap.x;
+  } else {
+    ho = h * II_DCN_TILE + i % II_DCN_PIXELS / II_DCN_TILE;
+    wo = v * II_DCN_TILE + i % II_DCN_TILE;
+    if (i >= II_DCN_PIXELS * TAPS || ho >= s.Q / s.Wo || wo >= s.Wo) return false;
+    *found = make_int2(ho * s.Wo + wo, i / II_DCN_PIXELS);
+    const O *from = w.offset + found->x * s.offset_row + 2 * found->y;
+    const ii_dcn_place<float> p =
+        ii_dcn_locate(s, 3, ho, wo, found->y, float(ii_up(from[0])), float(ii_up(from[1])));
+    if (!ii_dcn_inside(p.at)) return false;
+    y = p.y0;
+    x = p.x0;
+  }
+  y -= w.t.y;
+  x -= w.t.x;
+  return y >= -1 && y < II_DCN_TILE && x >= -1 && x < II_DCN_TILE && !ii_dcn_was_near(w.t, ho, wo);
+}
+
+/* Lets 32 far taps wait in w.pending, or all that are left. group: n*G + g. */
+template <typename T, typename O>
+__device__ __forceinline__ void find_pending(const ii_dcn_shape<float> &s, const ii_dcn_tiling &p,
+                                             const ii_dcn_far &far, unsigned group,
+                                             const work<T, O> &w, far_walk *f) {
+  const int lane = threadIdx.x % 32;
+  while (f->pending < ROWS && f->source < f->from.nh * f->from.nw) {
+    const int h = f->from.h + f->source / f->from.nw, v = f->from.w + f->source % f->from.nw;
+    const int64_t at = (int64_t)group * p.sources + h * p.sources_w + v;
+    const int count = far.count[at];
+    const int most = count <= II_DCN_LIST ? count : II_DCN_PIXELS * TAPS;
+    if (count > 0 && ii_dcn_touches(w.t, far.box[at])) {
+      int2 found;
+      const bool here =
+          candidate(s, w, h, v, f->first + lane, count, far.taps + at * II_DCN_LIST, &found);
+      const unsigned all = __ballot_sync(II_FULL_MASK, here);
+      if (here) w.pending[f->pending + __popc(all & ((1u << lane) - 1u))] = found;
+      f->pending += __popc(all);
+      f->first += 32;
+    } else {
+      f->first = most;
+    }
+    if (f->first >= most) f->source++, f->first = 0;
+  }
+  __syncwarp();
+}
+
+/* The next 32 rows: the lane's output and tap (-1: all) to *q and *only, -1 and 0 for a lane
+ * without. False at the end. next: the first near output not taken yet. */
+template <typename T, typename O>
+__device__ __forceinline__ bool
+next_rows(const ii_dcn_shape<float> &s, const ii_dcn_tiling &p, const ii_dcn_far &far,
+          unsigned group, const work<T, O> &w, int *next, far_walk *f, int *q, int *only) {
+  const int lane = threadIdx.x % 32, near = w.t.nh * w.t.nw;
+  *only = -1;
+  if (*next < near) {
+    const int i = *next + lane;
+    *q = i < near ? (w.t.ho + i / w.t.nw) * s.Wo + w.t.wo + i % w.t.nw : -1;
+    *next += ROWS;
+    return true;
+  }
+  find_pending(s, p, far, group, w, f);
+  if (f->pending == 0) return false;
+  const int2 mine = lane < f->pending ? w.pending[lane] : make_int2(-1, -1);
+  const int left = f->pending > ROWS ? f->pending - ROWS : 0;
+  const int2 later = lane < left ? w.pending[ROWS + lane] : mine;
+  __syncwarp();
+  if (lane < left) w.pending[lane] = later;
+  f->pending = left;
+  *q = mine.x;
+  *only = mine.y;
+  return true;
+}
+
+/* The sums of the tile, times 1/factor in *back. False when something is not finite. */
+template <int N, typename T, typename O>
+__device__ __forceinline__ bool gather(const ii_dcn_shape<float> &s, const ii_dcn_tiling &p,
+                                       const ii_dcn_far &far, unsigned group, const work<T, O> &w,
+                                       sums (&sum)[4][N / 16], float *back) {
+  const int lane = threadIdx.x % 32;
+  far_walk f = {ii_dcn_sources_of(s, w.t, far.reach[group]), 0, 0, 0};
+  unsigned top = 27;  /* 2^-100: below that there is no scaling any more */
+  unsigned last = 15; /* blocks of A to be cleared */
+  int next = 0, q, only;
+  while (next_rows(s, p, far, group, w, &next, &f, &q, &only)) {
+    const bool alive = q >= 0;
+    const int first = __shfl_sync(II_FULL_MASK, q, 0);
+    if (!alive) q = first; /* something that is there; the row stays zero */
+    ii_dcn_stage_om(s, w.offset, w.mask, q, w.om);
+    const bool bad = stage_gy<N>(w, q);
+    clear(w.a, last);
+    if (__any_sync(II_FULL_MASK, bad)) return false;
+    __syncwarp();
+    const uint32_t *om = w.om + lane * ii_dcn_om_words<O>;
+    const O *offset = reinterpret_cast<const O *>(om);
+    const O *mask = reinterpret_cast<const O *>(om + ii_dcn_om_front<O>);
+    const unsigned before = top;
+    const ii_dcn_norm<float> r = ii_dcn_norm_of(s, TAPS, mask);
+    if (!raise_top(s, mask, r, &top)) return false;
+    if (!std::is_same<T, ii_bf16>::value && top != before) {
+      const float change = factor_of<T>(top) / factor_of<T>(before);
+#pragma unroll
+      for (int b = 0; b < 4; b++)
+#pragma unroll
+        for (int n = 0; n < N / 16; n++)
+#pragma unroll
+          for (int i = 0; i < sum[b][n].num_elements; i++) sum[b][n].x[i] *= change;
+    }
+    unsigned blocks = 0;
+    if (alive) {
+      const int ho = q / s.Wo;
+      blocks = build_row(s, w, ho, q - ho * s.Wo, only, offset, mask, r, factor_of<T>(top));
+    }
+    blocks = __reduce_or_sync(II_FULL_MASK, blocks);
+    last = blocks;
+    __syncwarp();
+#pragma unroll 1
+    for (int b = 0; b < 4; b++)
+      if (blocks >> b & 1u) split<T>(w.a, b);
+    __syncwarp();
+    multiply<N>(w, blocks, sum);
+    __syncwarp();
+  }
+  *back = 1.0f / factor_of<T>(top);
+  return true;
+}
+
+/* The tile's sums, times `back`, to gx. from: [pixels][pitch] in shared memory. */
+template <int N, typename T>
+__device__ __forceinline__ void put(const ii_dcn_shape<float> &s, const ii_dcn_tile &t,
+                                    const float *from, int pitch, float back, T *gx,
+                                    bool accumulate) {
+  constexpr int pieces = N / 8;
+  const int lane = threadIdx.x % 32, d = lane % pieces * 8;
+#pragma unroll 2
+  for (int at = lane / pieces; at < II_DCN_PIXELS; at += 32 / pieces) {
+    const int y = t.y + at / II_DCN_TILE, x = t.x + at % II_DCN_TILE;
+    if (y >= s.H || x >= s.W) continue;
+    T *to = gx + ((int64_t)y * s.W + x) * s.x_row + d;
+    float v[8];
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+      const ii_vec<float, 4> part = ii_load<4>(from + at * pitch + d + i);
+#pragma unroll
+      for (int j = 0; j < 4; j++) v[i + j] = part.v[j] * back;
+    }
+    if (accumulate) {
+      const ii_vec<T, 8> old = ii_load<8>(to);
+#pragma unroll
+      for (int i = 0; i < 8; i++) v[i] += ii_up(old.v[i]);
+    }
+    ii_vec<T, 8> out;
+#pragma unroll
+    for (int i = 0; i < 8; i++) out.v[i] = ii_down<T>(v[i]);
+    ii_store<8>(to, out);
+  }
+}
+
+/* The other way, for tiles that meet numbers that are not finite. */
+template <int N, typename T, typename O>
+__device__ __forceinline__ void gather_otherwise(const ii_dcn_shape<float> &s,
+                                                 const ii_dcn_tiling &p, const ii_dcn_far &far,
+                                                 unsigned group, const work<T, O> &w) {
+  ii_dcn_sum_work<O, T, float> o = {w.t, N, N, w.offset, w.mask, w.gy, NULL, w.a};
+  o.list = reinterpret_cast<ii_dcn_listed<float> *>(w.a + II_DCN_PIXELS * N);
+  __syncwarp();
+  for (int i = threadIdx.x % 32; i < II_DCN_PIXELS * N; i += 32) o.sum[i] = 0.0f;
+  __syncwarp();
+  ii_dcn_add_all(s, p, far, group, o);
+}
+
+template <typename T, typename O, int N>
+__global__ void __launch_bounds__(32 * WARPS)
+    dcn_gx_mma(const ii_dcn_shape<float> s, const ii_dcn_tiling p, const ii_dcn_far far,
+               int64_t items, const O *offset, const O *mask, const T *gy, T *gx, bool accumulate) {
+  II_SHARED(unsigned char, memory);
+  const int warp = threadIdx.x / 32, slices = s.D / N;
+  int64_t item = (int64_t)blockIdx.x * WARPS + warp;
+  if (item >= items) return;
+  const int slice = (int)(item % slices);
+  item /= slices;
+  const int g = (int)(item % s.G);
+  item /= s.G;
+  const unsigned group = (unsigned)(item / p.tiles) * (unsigned)s.G + (unsigned)g;
+  work<T, O> w;
+  w.t = ii_dcn_tile_of(s, p, group, (int)(item % p.tiles));
+  w.C = (int64_t)s.G * s.D;
+  const int channel = g * s.D + slice * N;
+  w.offset = offset + w.t.n * s.Q * s.offset_row + g * s.offset_group;
+  w.mask = mask + w.t.n * s.Q * s.mask_row + g * s.mask_group;
+  w.gy = gy + w.t.n * s.Q * w.C + channel;
+  w.a = reinterpret_cast<float *>(memory + warp * warp_bytes<O, N>);
+  w.g = reinterpret_cast<T *>(w.a + ROWS * PITCH);
+  w.pending = reinterpret_cast<int2 *>(w.g + ROWS * ii_dcn_pitch<N>);
+  w.om = reinterpret_cast<uint32_t *>(w.pending + 2 * ROWS);
+
+  sums sum[4][N / 16];
+#pragma unroll
+  for (int b = 0; b < 4; b++)
+#pragma unroll
+    for (int n = 0; n < N / 16; n++) wmma::fill_fragment(sum[b][n], 0.0f);
+  float back = 1.0f;
+  int pitch = out_pitch<N>;
+  if (gather<N>(s, p, far, group, w, sum, &back)) {
+#pragma unroll
+    for (int b = 0; b < 4; b++)
+#pragma unroll
+      for (int n = 0; n < N / 16; n++)
+        wmma::store_matrix_sync(w.a + b * 16 * pitch + n * 16, sum[b][n], pitch,
+                                wmma::mem_row_major);
+    __syncwarp();
+  } else {
+    gather_otherwise<N>(s, p, far, group, w);
+    pitch = N;
+  }
+  put<N>(s, w.t, w.a, pitch, back, gx + w.t.n * s.pixels * s.x_row + channel, accumulate);
+}
+
+template <typename T, typename O, int N>
+int launch(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t, const ii_dcn_far &far) {
+  ii_dcn_shape<float> s = {};
+  if (ii_dcn_shape_of(k, a, &s)) return 1;
+  const int64_t items = a->N * t.tiles * a->G * (s.D / N), blocks = ii_ceil_div(items, WARPS);
+  if (blocks > INT_MAX) return ii_cuda_error(k, "dcn: too many pixels; use smaller batches");
+  const int shared = WARPS * warp_bytes<O, N>;
+  II_CUDA_TRY(k, cudaFuncSetAttribute(dcn_gx_mma<T, O, N>,
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  II_LAUNCH(k, (dcn_gx_mma<T, O, N>), (unsigned)blocks, 32 * WARPS, (size_t)shared, s, t, far,
+            items, (const O *)a->offset, (const O *)a->mask, (const T *)a->gy, (T *)a->gx,
+            a->acc_gx);
+  return 0;
+}
+
+template <typename T>
+int run(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t, const ii_dcn_far &far) {
+  if constexpr (sizeof(T) == 2) {
+    II_DCN_WITH_OM(float, a->om_dtype, O,
+                   return a->C / a->G % 32 ? (launch<T, O, 16>(k, a, t, far))
+                                           : (launch<T, O, 32>(k, a, t, far)));
+  }
+  return 0;
+}
+
+} // namespace
+
+bool ii_cuda_dcn_gx_has_mma(const ii_dcn_args *a) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(a->gx) | reinterpret_cast<uintptr_t>(a->gy);
+  return (a->x_dtype == II_F16 || a->x_dtype == II_BF16) && a->kh == 3 && a->kw == 3 &&
+         !a->remove_center && a->C / a->G % 16 == 0 && a->x_row % 8 == 0 && at % 16 == 0 &&
+         a->H < 1 << 22 && a->W < 1 << 22;
+}
+
+int ii_cuda_dcn_gx_mma(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t,
+                       const ii_dcn_far &far) {
+  if (a->x_dtype == II_F16) return run<ii_f16>(k, a, t, far);
+  return run<ii_bf16>(k, a, t, far);
+}
