@@ -8,7 +8,7 @@ static double read_clock(clockid_t which) {
 }
 
 const char *ii_stage_name(ii_stage stage) {
-  static const char *const names[II_STAGES] = {"read",  "decode", "resize", "augment",
+  static const char *const names[II_STAGE_COUNT] = {"read",  "decode", "resize", "augment",
                                                "write", "other",  "wait"};
   return names[stage];
 }
@@ -26,7 +26,7 @@ void ii_stopwatch_lap(ii_stopwatch *w, ii_stage stage) {
 }
 
 static void combine(ii_stage_times *sum, const ii_stage_times *x, int sign) {
-  for (int i = 0; i < II_STAGES; i++) {
+  for (int i = 0; i < II_STAGE_COUNT; i++) {
     sum->cpu[i] += sign * x->cpu[i];
     sum->wall[i] += sign * x->wall[i];
   }
@@ -43,6 +43,6 @@ void ii_stage_times_subtract(ii_stage_times *sum, const ii_stage_times *x) {
 
 double ii_stage_times_cpu(const ii_stage_times *t) {
   double sum = 0;
-  for (int i = 0; i < II_STAGES; i++) sum += t->cpu[i];
+  for (int i = 0; i < II_STAGE_COUNT; i++) sum += t->cpu[i];
   return sum;
 }

@@ -13,11 +13,11 @@ typedef enum {
   II_STAGE_WRITE,   /* normalise, into the batch */
   II_STAGE_OTHER,   /* locks, the order of the epoch, files that cannot be used */
   II_STAGE_WAIT,    /* there is no room: the consumer has yet to take a batch */
-  II_STAGES
+  II_STAGE_COUNT
 } ii_stage;
 
 typedef struct {
-  double cpu[II_STAGES], wall[II_STAGES]; /* seconds */
+  double cpu[II_STAGE_COUNT], wall[II_STAGES]; /* seconds */
   int64_t images, bytes;                  /* finished; read */
 } ii_stage_times;
 
