@@ -9,7 +9,7 @@ static double read_clock(clockid_t which) {
 
 const char *ii_stage_name(ii_stage stage) {
   static const char *const names[II_STAGE_COUNT] = {"read",  "decode", "resize", "augment",
-                                               "write", "other",  "wait"};
+                                                    "write", "other",  "wait"};
   return names[stage];
 }
 

@@ -17,8 +17,8 @@ typedef enum {
 } ii_stage;
 
 typedef struct {
-  double cpu[II_STAGE_COUNT], wall[II_STAGES]; /* seconds */
-  int64_t images, bytes;                  /* finished; read */
+  double cpu[II_STAGE_COUNT], wall[II_STAGE_COUNT]; /* seconds */
+  int64_t images, bytes;                            /* finished; read */
 } ii_stage_times;
 
 /* To be used by the thread that is measured alone. */
