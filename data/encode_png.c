@@ -2,6 +2,7 @@
 #include <setjmp.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <png.h>
 #include "data/image.h"
@@ -75,6 +76,9 @@ ii_status ii_image_write_png(const char *path, const uint8_t *rgb, int64_t w, in
   const int n = snprintf(name, sizeof name, "%s.tmp-%ld", path, (long)getpid());
   if (n >= (int)sizeof name)
     return ii_error_set(err, II_ERR_ARG, "the path '%.200s...' is too long", path);
+  struct stat st; /* a rename would replace a device or end in a folder */
+  if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+    return ii_error_set(err, II_ERR_IO, "cannot write '%s': it is not a regular file", path);
   const ii_status s = write_file(path, name, rgb, w, h, err);
   if (s != II_OK) unlink(name);
   return s;

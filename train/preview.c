@@ -208,7 +208,8 @@ static ii_status make(maker *m, ii_error *err) {
   p->img_size = o->config->data.img_size;
   p->cell = o->cell ? o->cell : ii_preview_cell_size(p->img_size);
   p->rows = o->n_files ? o->n_files : o->count;
-  p->columns = 2 + o->draws * (m->set ? 2 : 1);
+  const bool batches = m->set && (ii_mix_wanted(o->config) || o->config->data.erase_prob > 0);
+  p->columns = 2 + o->draws * (batches ? 2 : 1);
   p->row = calloc((size_t)p->rows, sizeof *p->row);
   p->cells = calloc((size_t)(p->rows * p->columns), sizeof *p->cells);
   if (!p->row || !p->cells) return ii_error_set(err, II_ERR_MEMORY, "no memory for the pictures");
@@ -216,7 +217,7 @@ static ii_status make(maker *m, ii_error *err) {
   II_TRY(ii_transformer_new(&m->transformer, err));
   II_TRY(ii_resizer_new(&m->resizer, err));
   for (int64_t r = 0; r < p->rows; r++) II_TRY(make_row(m, r, err));
-  for (int64_t e = 0; m->set && e < o->draws; e++) II_TRY(make_batch(m, e, err));
+  for (int64_t e = 0; batches && e < o->draws; e++) II_TRY(make_batch(m, e, err));
   return II_OK;
 }
 

@@ -1,6 +1,7 @@
 /* What the input pipeline of a configuration makes of images, as a table of pictures: one row an
  * image; columns: the picture as it is, the evaluation transform, the training transform as it is
- * drawn in epochs 0, 1, ..., and for a data set the same draws behind random erasing and mixing.
+ * drawn in epochs 0, 1, ..., and for a data set, where the configuration erases or mixes, the same
+ * draws behind that.
  *
  * The random numbers are those of training: stream (train.seed, epoch, key). Of a data set the rows
  * are the beginning of the first batch of epoch 0, with their keys, so that the last columns show

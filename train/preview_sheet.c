@@ -140,19 +140,23 @@ static int64_t next_line(const layout *l, const char **s, const char **begin) {
   return n;
 }
 
-static int64_t count_lines(const layout *l, int64_t row, int64_t column) {
-  char words[TEXT];
-  const char *s = words, *begin;
+static int64_t count_lines(const layout *l, const char *words) {
+  const char *begin;
   int64_t n = 0;
-  ii_preview_describe(l->p, row, column, words, sizeof words);
-  while (n < MAX_LINES && next_line(l, &s, &begin) >= 0) n++;
+  while (n < MAX_LINES && next_line(l, &words, &begin) >= 0) n++;
   return n;
 }
 
+/* What the captions of a row need, or with row -1 the headings. */
 static int64_t caption_height(const layout *l, int64_t row) {
+  char words[TEXT];
   int64_t most = 0;
   for (int64_t c = 0; l->captions && c < l->p->columns; c++) {
-    const int64_t n = count_lines(l, row, c);
+    if (row < 0)
+      ii_preview_heading(l->p, c, words, sizeof words);
+    else
+      ii_preview_describe(l->p, row, c, words, sizeof words);
+    const int64_t n = count_lines(l, words);
     most = n > most ? n : most;
   }
   return most * II_LABEL_HEIGHT * l->scale + (most ? GAP / 2 : 0);
@@ -208,7 +212,7 @@ static ii_status fill_sheet(const layout *l, ii_resizer *resizer, ii_box *at, ii
     ii_preview_heading(p, c, words, sizeof words);
     write_words(l, words, GAP + c * (p->cell + GAP), y);
   }
-  if (l->captions) y += II_LABEL_HEIGHT * l->scale + GAP / 2;
+  y += caption_height(l, -1);
   for (int64_t r = 0; r < p->rows; r++) {
     for (int64_t c = 0; c < p->columns; c++) {
       const int64_t x = GAP + c * (p->cell + GAP);
@@ -227,7 +231,7 @@ ii_status ii_preview_sheet(const ii_preview *p, bool captions, ii_image *sheet, 
                            ii_error *err) {
   const layout l = {p, sheet, p->cell >= 384 ? 2 : 1, captions};
   const int64_t w = GAP + p->columns * (p->cell + GAP);
-  int64_t h = GAP + (captions ? II_LABEL_HEIGHT * l.scale + GAP / 2 : 0);
+  int64_t h = GAP + caption_height(&l, -1);
   for (int64_t r = 0; r < p->rows; r++) h += p->cell + caption_height(&l, r) + GAP;
   if (h > MAX_PIXELS / w)
     return ii_error_set(err, II_ERR_ARG,
