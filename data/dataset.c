@@ -95,6 +95,10 @@ ii_status ii_dataset_read(const ii_dataset *d, int64_t i, ii_bytes *buffer, cons
   return II_OK;
 }
 
+bool ii_dataset_is_recoded(const ii_dataset *d, int64_t i) {
+  return d->packed && d->packed->recoded[stored(d, i)];
+}
+
 const ii_place *ii_dataset_place(const ii_dataset *d, int64_t i) {
   return d->place ? &d->place[stored(d, i)] : NULL;
 }

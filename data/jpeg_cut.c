@@ -2,9 +2,9 @@
  *
  * At a restart marker the entropy coding of a baseline JPEG begins anew: what is between two of
  * them, a segment, can be read without what is before. So where a whole number of segments makes up
- * a row of MCUs (the squares of 8 or 16 pixels that a scan consists of), the segments that a part of
- * the picture touches, with the same tables and a smaller width and height in front of them, are a
- * JPEG of that part. `pack create --crop-friendly` makes such files.
+ * a row of MCUs (the squares of 8 or 16 pixels that a scan consists of), the segments that a part
+ * of the picture touches, with the same tables and a smaller width and height in front of them, are
+ * a JPEG of that part. `pack create --crop-friendly` makes such files.
  *
  * Damage: the markers are counted and their numbers compared from the scan's beginning on. A scan
  * whose markers are not in order is left to the library, which has its ways to find its place
@@ -103,8 +103,8 @@ static bool can_be_cut(const struct jpeg_decompress_struct *j) {
   if (j->comps_in_scan != j->num_components) return false;
   for (int i = 0; i < j->num_components; i++) {
     const jpeg_component_info *c = &j->comp_info[i];
-    if (c->quant_tbl_no < 0 || c->quant_tbl_no >= NUM_QUANT_TBLS ||
-        c->dc_tbl_no >= NUM_HUFF_TBLS || c->ac_tbl_no >= NUM_HUFF_TBLS)
+    if (c->quant_tbl_no < 0 || c->quant_tbl_no >= NUM_QUANT_TBLS || c->dc_tbl_no >= NUM_HUFF_TBLS ||
+        c->ac_tbl_no >= NUM_HUFF_TBLS)
       return false;
     if (!j->quant_tbl_ptrs[c->quant_tbl_no] || !j->dc_huff_tbl_ptrs[c->dc_tbl_no] ||
         !j->ac_huff_tbl_ptrs[c->ac_tbl_no])
