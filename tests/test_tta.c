@@ -2,6 +2,7 @@
  * is nothing to average. */
 #include <math.h>
 #include "eval/evaluate.h"
+#include "kernels/device.h"
 #include "train_fixture.h"
 
 /* 4 classes; with them a set of images that no resize touches, and its mirror image. */
@@ -30,7 +31,7 @@ static void write_square(const char *path, int64_t size, uint64_t sample, bool m
 }
 
 static void write_sets(void) {
-  char path[400];
+  char path[300];
   for (int m = 0; m < 2; m++) {
     snprintf(path, sizeof path, "mkdir -p %s/squares%d/val", fixture_folder, m);
     assert_int_equal(system(path), 0);
@@ -247,6 +248,27 @@ static void with_metadata(void **state) {
   assert_true(alone(checkpoint, sets, lines[0], 32) != alone(checkpoint, sets, moved[0], 32));
 }
 
+/* On a GPU (or its emulation, where the build has one) the same rules hold, and the results are
+ * those of the processor but for rounding. */
+static void on_a_gpu(void **state) {
+  ii_eval_options o;
+  if (ii_cuda_device_count() == 0) skip();
+  open_options(&o, best(), NULL);
+  scales(&o, "1,2", true);
+  ii_eval_result cpu = evaluate(&o);
+  o.device = II_CUDA;
+  ii_eval_result gpu = evaluate(&o);
+  assert_true(fabs(cpu.accuracy.loss - gpu.accuracy.loss) < 1e-4);
+  assert_true(fabs(cpu.average.loss - gpu.average.loss) < 1e-4);
+  scales(&o, "1", false);
+  ii_eval_result one = evaluate(&o);
+  same_result(&one.accuracy, &gpu.accuracy);
+  same_result(&one.average, &gpu.accuracy);
+  ii_eval_free(&cpu);
+  ii_eval_free(&gpu);
+  ii_eval_free(&one);
+}
+
 /* ---- what goes wrong -------------------------------------------------------------------------*/
 
 /* Met at each size, named once, wrong in both results. */
@@ -329,6 +351,7 @@ int main(void) {
       cmocka_unit_test(the_mean_of_separate_runs),
       cmocka_unit_test(with_columns),
       cmocka_unit_test(with_metadata),
+      cmocka_unit_test(on_a_gpu),
       cmocka_unit_test(unreadable_image),
       cmocka_unit_test(program),
   };

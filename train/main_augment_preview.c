@@ -34,7 +34,9 @@ static const ii_flag FLAGS[] = {
     {"--draws", "N", "epochs to show, from 0 (default 4)"},
     {"--size", "PIXELS", "side of a picture in the sheet (default: data.img_size, or near it)"},
     {"--seed", "N", "the same as --set train.seed=N"},
-    {"--no-captions", NULL, "pictures alone; what was drawn is printed all the same"},
+    {"--no-captions", NULL,
+     "pictures alone, without captions and outlines of the crops; what was "
+     "drawn is printed all the same"},
     {"--json", NULL, "print what was drawn as one JSON object instead of a table"},
     {"--help", NULL, "this text"},
     {"--keys", NULL, "all configuration keys"},

@@ -71,9 +71,10 @@ void ii_preview_describe(const ii_preview *p, int64_t row, int64_t column, char 
 /* "original", "evaluation", "epoch 0", "epoch 0 in its batch". */
 void ii_preview_heading(const ii_preview *p, int64_t column, char *out, size_t size);
 
-/* Puts all into one picture; pictures whose side is not `cell` are scaled to it. *at (may be NULL)
- * gets the place of each cell's upper left corner, [rows, columns], freed by the caller. Errors:
- * II_ERR_ARG (more than 2^28 pixels), II_ERR_MEMORY. */
+/* Puts all into one picture; pictures whose side is not `cell` are scaled to it. With captions the
+ * original also shows the outlines of the crops, in the colours of the marks over their columns.
+ * *at (may be NULL) gets the place of each cell's upper left corner, [rows, columns], freed by the
+ * caller. Errors: II_ERR_ARG (more than 2^28 pixels), II_ERR_MEMORY. */
 ii_status ii_preview_sheet(const ii_preview *p, bool captions, ii_image *sheet, ii_box **at,
                            ii_error *err);
 

@@ -203,6 +203,44 @@ static ii_status put(const layout *l, ii_resizer *resizer, const ii_preview_cell
   return II_OK;
 }
 
+/* A colour of its own for the crop of each epoch. */
+static const uint8_t *crop_colour(int64_t epoch) {
+  static const uint8_t colours[][3] = {{230, 25, 75}, {60, 180, 75},  {255, 200, 25},
+                                       {0, 130, 200}, {245, 130, 48}, {145, 30, 180}};
+  return colours[epoch % (int64_t)(sizeof colours / sizeof *colours)];
+}
+
+/* Outlines where the draws of a row were cut out, in the original at (x, y). */
+static void outline_crops(const layout *l, int64_t row, int64_t x, int64_t y) {
+  const ii_preview *p = l->p;
+  const ii_preview_cell *c = &p->cells[row * p->columns];
+  const double scale = (double)c->pixels.w / (double)p->row[row].width;
+  for (int64_t i = 1; i < p->columns; i++) {
+    if (c[i].kind != II_PREVIEW_DRAW) continue;
+    const ii_box b = c[i].plan.resize.box;
+    const int64_t left = (int64_t)(scale * (double)b.left), top = (int64_t)(scale * (double)b.top);
+    const int64_t right = (int64_t)(scale * (double)(b.left + b.w)) - 1;
+    const int64_t bottom = (int64_t)(scale * (double)(b.top + b.h)) - 1;
+    for (int64_t v = 0; v < c->pixels.h; v++)
+      for (int64_t u = 0; u < c->pixels.w; u++) {
+        const bool side = (u == left || u == right) && v >= top && v <= bottom;
+        const bool edge = (v == top || v == bottom) && u >= left && u <= right;
+        if (side || edge)
+          memcpy(l->sheet->data + ((y + v) * l->sheet->w + x + u) * 3, crop_colour(c[i].epoch), 3);
+      }
+  }
+}
+
+/* A mark of that colour over the column of the epoch. */
+static void mark_column(const layout *l, int64_t column, int64_t y) {
+  const ii_preview_cell *c = &l->p->cells[column];
+  if (c->kind != II_PREVIEW_DRAW) return;
+  const int64_t x = GAP + column * (l->p->cell + GAP);
+  for (int64_t v = y - 3; v < y - 1; v++)
+    for (int64_t u = x; u < x + l->p->cell; u++)
+      memcpy(l->sheet->data + (v * l->sheet->w + u) * 3, crop_colour(c->epoch), 3);
+}
+
 static ii_status fill_sheet(const layout *l, ii_resizer *resizer, ii_box *at, ii_image *spare,
                             ii_error *err) {
   const ii_preview *p = l->p;
@@ -213,12 +251,14 @@ static ii_status fill_sheet(const layout *l, ii_resizer *resizer, ii_box *at, ii
     write_words(l, words, GAP + c * (p->cell + GAP), y);
   }
   y += caption_height(l, -1);
+  for (int64_t c = 0; l->captions && c < p->columns; c++) mark_column(l, c, y);
   for (int64_t r = 0; r < p->rows; r++) {
     for (int64_t c = 0; c < p->columns; c++) {
       const int64_t x = GAP + c * (p->cell + GAP);
       II_TRY(put(l, resizer, &p->cells[r * p->columns + c], x, y, spare, err));
       if (at) at[r * p->columns + c] = (ii_box){y, x, p->cell, p->cell};
       if (!l->captions) continue;
+      if (c == 0) outline_crops(l, r, x, y);
       ii_preview_describe(p, r, c, words, sizeof words);
       write_words(l, words, x, y + p->cell + GAP / 2);
     }
