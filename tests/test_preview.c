@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include <math.h>
 #include "data/loader.h"
+#include "train/label_font.h"
 #include "train/preview.h"
 #include "train/setup.h"
 #include "train_fixture.h"
@@ -226,6 +227,62 @@ static void description(void **state) {
   ii_preview_free(&p);
 }
 
+/* data.test_crop: the shorter side to img_size and the middle of that, or the whole stretched. Of
+ * 50 x 30 pixels: 32 * 50 / 30 = 53 columns, of which (53 - 32) / 2 = 10.5 are left out. */
+static void evaluation_with_and_without_crop(void **state) {
+  enum { W = 50, H = 30 };
+  static uint8_t rgb[W * H * 3], want[PIXELS];
+  char path[600], text[400];
+  ii_error err = {0};
+  ii_resizer *resizer;
+  for (int i = 0; i < W * H * 3; i++) rgb[i] = (uint8_t)(i * 37 % 251);
+  snprintf(path, sizeof path, "%s/wide.png", fixture_folder);
+  assert_int_equal(ii_image_write_png(path, rgb, W, H, &err), II_OK);
+  assert_int_equal(ii_resizer_new(&resizer, &err), II_OK);
+  for (int crop = 0; crop < 2; crop++) {
+    const char *const sets[] = {crop ? "data.test_crop=true" : "data.test_crop=false", NULL};
+    const char *const files[] = {path};
+    const ii_image img = {.w = W, .h = H, .data = rgb};
+    const int64_t left = crop ? 10 : 0;
+    ii_config cfg;
+    open_config(&cfg, sets);
+    const ii_preview_options o = {.config = &cfg, .files = files, .n_files = 1};
+    ii_preview p = preview(&o);
+    const ii_resize_job job = {.src = &img,
+                               .box = {0, 0, H, W},
+                               .filter = II_FILTER_BICUBIC,
+                               .out_w = crop ? 53 : SIZE,
+                               .out_h = SIZE,
+                               .view = {0, left, SIZE, SIZE}};
+    assert_int_equal(ii_resize(resizer, &job, want, &err), II_OK);
+    same_pixels("evaluation", cell(&p, 0, 1), want);
+    ii_preview_describe(&p, 0, 1, text, sizeof text);
+    assert_string_equal(text, crop ? "resize 53x32 bicubic\nview 32x32 at 10,0"
+                                   : "resize 32x32 bicubic\nview 32x32 at 0,0");
+    ii_preview_free(&p);
+  }
+  ii_resizer_free(resizer);
+}
+
+/* An H is two bars and one between them; what lies outside of the picture is left out. */
+static void letters(void **state) {
+  enum { W = 10, H = 14, GUARD = 64 };
+  static const uint8_t ink[3] = {1, 2, 3};
+  uint8_t pixels[W * H * 3 + 2 * GUARD];
+  ii_image img = {.w = W, .h = H, .data = pixels + GUARD};
+  memset(pixels, 255, sizeof pixels);
+  ii_label_draw(&img, "H", 1, 0, 0, 2, ink);
+  for (int y = 0; y < H; y++)
+    for (int x = 0; x < W; x++) {
+      const bool set = x / 2 == 0 || x / 2 == 4 || y / 2 == 3;
+      assert_memory_equal(img.data + (y * W + x) * 3, set ? ink : (const uint8_t[]){255, 255, 255},
+                          3);
+    }
+  for (int y = -20; y < 20; y += 3) ii_label_draw(&img, "gjH \x80", 5, y - 3, y, 3, ink);
+  for (int i = 0; i < GUARD; i++)
+    assert_true(pixels[i] == 255 && pixels[sizeof pixels - 1 - (size_t)i] == 255);
+}
+
 /* Sides from 96 to 256, whole multiples of small sizes. */
 static void cell_sizes(void **state) {
   static const int64_t known[][2] = {{32, 96},   {36, 108},  {95, 190}, {96, 96},
@@ -339,6 +396,8 @@ int main(void) {
       cmocka_unit_test(batch_is_that_of_training),
       cmocka_unit_test(files_draw_by_their_number),
       cmocka_unit_test(description),
+      cmocka_unit_test(letters),
+      cmocka_unit_test(evaluation_with_and_without_crop),
       cmocka_unit_test(writes_the_sheet),
       cmocka_unit_test(wrong_inputs),
   };
