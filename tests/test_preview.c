@@ -267,7 +267,7 @@ static void evaluation_with_and_without_crop(void **state) {
 /* An H is two bars and one between them; what lies outside of the picture is left out. */
 static void letters(void **state) {
   enum { W = 10, H = 14, GUARD = 64 };
-  static const uint8_t ink[3] = {1, 2, 3};
+  static const uint8_t ink[3] = {1, 2, 3}, paper[3] = {255, 255, 255};
   uint8_t pixels[W * H * 3 + 2 * GUARD];
   ii_image img = {.w = W, .h = H, .data = pixels + GUARD};
   memset(pixels, 255, sizeof pixels);
@@ -275,8 +275,7 @@ static void letters(void **state) {
   for (int y = 0; y < H; y++)
     for (int x = 0; x < W; x++) {
       const bool set = x / 2 == 0 || x / 2 == 4 || y / 2 == 3;
-      assert_memory_equal(img.data + (y * W + x) * 3, set ? ink : (const uint8_t[]){255, 255, 255},
-                          3);
+      assert_memory_equal(img.data + (y * W + x) * 3, set ? ink : paper, 3);
     }
   for (int y = -20; y < 20; y += 3) ii_label_draw(&img, "gjH \x80", 5, y - 3, y, 3, ink);
   for (int i = 0; i < GUARD; i++)
