@@ -17,6 +17,7 @@
 #include "data/pack.h"
 #include "data/parallel.h"
 #include "data/sample_draw.h"
+#include "data/scan.h"
 
 enum { CLASSES = 3, EACH = 10, TOTAL = CLASSES * EACH, SIZE = 48, PIXELS = SIZE * SIZE * 3 };
 
@@ -303,11 +304,29 @@ static void test_times(void **state) {
   }
 }
 
+/* ---- scan ------------------------------------------------------------------------------------*/
+
+static void test_scan(void **state) {
+  static const int threads[] = {1, 2, 7};
+  ii_scan_report want = {0};
+  for (int k = 0; k < 2; k++)
+    for (int t = 0; t < 3; t++) {
+      ii_error err = {0};
+      ii_scan_report r;
+      if (ii_scan(sets[k], &(ii_scan_options){.threads = threads[t]}, &r, &err) != II_OK)
+        fail_msg("%s", err.text);
+      if (k == 0 && t == 0) want = r;
+      assert_true(r.images == TOTAL && r.bad_count == 0 && r.png == TOTAL / 5);
+      assert_true(r.bytes == want.bytes && r.max_pixels == want.max_pixels);
+      ii_scan_free(&r);
+    }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_same_batches), cmocka_unit_test(test_back_pressure),
       cmocka_unit_test(test_quota),        cmocka_unit_test(test_affinity),
-      cmocka_unit_test(test_times),
+      cmocka_unit_test(test_times),        cmocka_unit_test(test_scan),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }
