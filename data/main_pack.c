@@ -378,7 +378,11 @@ static ii_status extract(const command *c, const ii_dataset *d, ii_error *err) {
   ii_bytes_free(&buffer);
   if (fclose(names) != 0 && s == II_OK)
     s = ii_error_set(err, II_ERR_IO, "cannot write '%s': %s", path, strerror(errno));
-  if (s == II_OK) printf("%lld images and list.txt in %s\n", (long long)ii_dataset_size(d), c->out);
+  if (s != II_OK) return s;
+  printf("%lld images and list.txt in %s\n", (long long)ii_dataset_size(d), c->out);
+  if (ii_dataset_recoded(d) > 0)
+    printf("%lld of them have other bytes than the files they were made from\n",
+           (long long)ii_dataset_recoded(d));
   return s;
 }
 
