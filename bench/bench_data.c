@@ -19,10 +19,10 @@
 
 enum { SIZE = 224, MAX_THREADS = 256 };
 typedef enum { DECODE, TRAIN, EVAL, READ, READ_TRAIN, TRANSFORMS } transform_kind;
-typedef enum { STAGE_DECODE, STAGE_RESIZE, STAGE_AUGMENT, STAGE_NORMALISE, STAGES } stage;
+/* What the shares are of: reading is done before. */
+enum { FIRST_STAGE = II_STAGE_DECODE, STAGES_END = II_STAGE_WRITE + 1 };
 
 static const char *const kind_names[TRANSFORMS] = {"decode", "train", "eval", "read", "read_train"};
-static const char *const stage_names[STAGES] = {"decode", "resize", "augment", "normalise"};
 
 typedef struct {
   const char *source;
@@ -34,7 +34,7 @@ typedef struct {
   int64_t images; /* done */
   double cpu;     /* seconds */
   bool by_stage;
-  double stages[STAGES]; /* seconds, with by_stage */
+  ii_stopwatch watch; /* with by_stage */
   int id;
   pthread_t thread;
 } worker;
@@ -54,9 +54,7 @@ static double cpu_now(void) {
 typedef struct {
   ii_decoder *decoder;
   ii_transformer *transformer;
-  ii_resizer *resizer;
-  ii_augmenter *augmenter;
-  ii_image image, pixels;
+  ii_image image;
   ii_bytes buffer;
   float *out;
 } tools;
@@ -66,42 +64,14 @@ static void open_tools(tools *t) {
   *t = (tools){.out = measure_buffer(SIZE * SIZE * 3 * sizeof(float))};
   check(ii_decoder_new(&t->decoder, &err), &err);
   check(ii_transformer_new(&t->transformer, &err), &err);
-  check(ii_resizer_new(&t->resizer, &err), &err);
-  check(ii_augmenter_new(&t->augmenter, &err), &err);
 }
 
 static void close_tools(tools *t) {
   ii_decoder_free(t->decoder);
   ii_transformer_free(t->transformer);
-  ii_resizer_free(t->resizer);
-  ii_augmenter_free(t->augmenter);
   ii_image_free(&t->image);
-  ii_image_free(&t->pixels);
   ii_bytes_free(&t->buffer);
   free(t->out);
-}
-
-/* Resize and augmentation once more by themselves: what is left of the transform is the rest. */
-static void time_stages(tools *t, const ii_transform *tr, const ii_transform_plan *plan, ii_box at,
-                        ii_rng rng, double whole, double stages[STAGES]) {
-  ii_error err = {0};
-  ii_resize_job job = plan->resize;
-  ii_augment_step steps[II_AUGMENT_STEPS];
-  const uint8_t fill[3] = {124, 116, 104};
-  job.src = &t->image, job.top = at.top, job.left = at.left;
-  check(ii_image_reserve(&t->pixels, SIZE, SIZE, &err), &err);
-  double begin = cpu_now();
-  check(ii_resize(t->resizer, &job, t->pixels.data, &err), &err);
-  double resized = cpu_now();
-  int n = tr->train ? ii_randaugment_draw(&tr->auto_augment, &rng, steps) : 0;
-  for (int i = 0; i < n; i++)
-    check(ii_augment_apply(t->augmenter, steps[i].op, steps[i].arg, tr->filter, fill, &t->pixels,
-                           &err),
-          &err);
-  double augmented = cpu_now();
-  stages[STAGE_RESIZE] += resized - begin;
-  stages[STAGE_AUGMENT] += augmented - resized;
-  stages[STAGE_NORMALISE] += whole - (augmented - begin);
 }
 
 static void one_image(worker *w, tools *t, const ii_transform *tr, int64_t i) {
@@ -115,21 +85,17 @@ static void one_image(worker *w, tools *t, const ii_transform *tr, int64_t i) {
   if (w->kind == READ || w->kind == READ_TRAIN)
     check(ii_dataset_read(w->set, i, &t->buffer, &bytes, &n, &err), &err);
   if (w->kind == READ) return;
-  double begin = cpu_now();
+  ii_stopwatch *watch = w->by_stage ? &w->watch : NULL;
+  if (watch) ii_stopwatch_start(watch);
   check(ii_image_open(t->decoder, bytes, n, &options, &width, &height, &err), &err);
   ii_transform_plan plan = ii_transform_draw(tr, width, height, &rng);
   ii_box part = w->kind == DECODE ? (ii_box){0, 0, height, width} : plan.source;
   check(ii_image_read(t->decoder, part, &t->image, &at, &err), &err);
-  double decoded = cpu_now();
+  ii_lap(watch, II_STAGE_DECODE);
   if (w->kind == DECODE) return;
-  ii_rng after = rng;
   check(
       ii_transform_part(t->transformer, tr, &plan, &t->image, at.top, at.left, &rng, t->out, &err),
       &err);
-  if (!w->by_stage) return;
-  double end = cpu_now();
-  w->stages[STAGE_DECODE] += decoded - begin;
-  time_stages(t, tr, &plan, at, after, end - decoded, w->stages);
 }
 
 static void *work(void *arg) {
@@ -138,6 +104,7 @@ static void *work(void *arg) {
   ii_error err = {0};
   tools t;
   open_tools(&t);
+  ii_transformer_measure(t.transformer, w->by_stage ? &w->watch : NULL);
   check(ii_randaugment_parse("rand-m9-mstd0.5-inc1", &tr.auto_augment, &err), &err);
   double begin = cpu_now();
   do {
@@ -170,11 +137,11 @@ static void run(worker single, double seconds, int threads) {
   if (single.kind == TRAIN || single.kind == EVAL) {
     single.by_stage = true, single.until = measure_now() + seconds / 2;
     work(&single);
-    for (int s = 0; s < STAGES; s++) sum += single.stages[s];
-    for (int s = 0; s < STAGES; s++)
-      printf(", \"%s_ms\": %.3f, \"%s_share\": %.3f", stage_names[s],
-             single.stages[s] / (double)single.images * 1e3, stage_names[s],
-             single.stages[s] / sum);
+    const double *stages = single.watch.times.cpu;
+    for (int s = FIRST_STAGE; s < STAGES_END; s++) sum += stages[s];
+    for (int s = FIRST_STAGE; s < STAGES_END; s++)
+      printf(", \"%s_ms\": %.3f, \"%s_share\": %.3f", ii_stage_name((ii_stage)s),
+             stages[s] / (double)single.images * 1e3, ii_stage_name((ii_stage)s), stages[s] / sum);
   }
   printf("}\n");
   fflush(stdout);

@@ -8,8 +8,8 @@ static double read_clock(clockid_t which) {
 }
 
 const char *ii_stage_name(ii_stage stage) {
-  static const char *const names[II_STAGE_COUNT] = {"read",  "decode", "resize", "augment",
-                                                    "write", "other",  "wait"};
+  static const char *const names[II_STAGE_COUNT] = {"read",      "decode", "resize", "augment",
+                                                    "normalise", "other",  "wait"};
   return names[stage];
 }
 

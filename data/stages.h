@@ -10,7 +10,7 @@ typedef enum {
   II_STAGE_DECODE,  /* the part of the picture that is needed */
   II_STAGE_RESIZE,  /* crop, resize, flip */
   II_STAGE_AUGMENT, /* RandAugment or colour jitter */
-  II_STAGE_WRITE,   /* normalise, into the batch */
+  II_STAGE_WRITE,   /* normalise, write into the batch */
   II_STAGE_OTHER,   /* locks, the order of the epoch, files that cannot be used */
   II_STAGE_WAIT,    /* there is no room: the consumer has yet to take a batch */
   II_STAGE_COUNT
