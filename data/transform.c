@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "data/normalise.h"
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -12,10 +13,9 @@
 struct ii_transformer {
   ii_resizer *resizer;
   ii_augmenter *augmenter;
-  ii_stopwatch *watch;    /* NULL: none */
-  ii_image pixels;        /* the result */
-  float value[256][4];    /* of a byte, by channel, */
-  double mean[3], std[3]; /* with these; std 0: not yet made */
+  ii_stopwatch *watch; /* NULL: none */
+  ii_image pixels;     /* the result */
+  ii_normaliser values;
 };
 
 #define CROP_TRIES 10
@@ -228,33 +228,12 @@ static ii_status make_pixels(ii_transformer *tr, const ii_transform *t,
   return II_OK;
 }
 
-static void make_values(ii_transformer *tr, const ii_transform *t) {
-  if (memcmp(tr->mean, t->mean, sizeof tr->mean) == 0 &&
-      memcmp(tr->std, t->std, sizeof tr->std) == 0)
-    return;
-  for (int v = 0; v < 256; v++)
-    for (int c = 0; c < 3; c++)
-      tr->value[v][c] = ((float)v / 255.0f - (float)t->mean[c]) / (float)t->std[c];
-  memcpy(tr->mean, t->mean, sizeof tr->mean);
-  memcpy(tr->std, t->std, sizeof tr->std);
-}
-
-static void normalise(ii_transformer *tr, const ii_transform *t, float *out) {
-  const uint8_t *p = tr->pixels.data;
-  int64_t n = tr->pixels.w * tr->pixels.h;
-  make_values(tr, t);
-  for (int64_t i = 0; i < n; i++, p += 3, out += 3) {
-    out[0] = tr->value[p[0]][0];
-    out[1] = tr->value[p[1]][1];
-    out[2] = tr->value[p[2]][2];
-  }
-}
-
 ii_status ii_transform_part(ii_transformer *tr, const ii_transform *t,
                             const ii_transform_plan *plan, const ii_image *part, int64_t top,
                             int64_t left, ii_rng *rng, float *out, ii_error *err) {
   II_TRY(make_pixels(tr, t, plan, part, top, left, rng, err));
-  normalise(tr, t, out);
+  ii_normaliser_set(&tr->values, t->mean, t->std);
+  ii_normalise(&tr->values, tr->pixels.data, tr->pixels.w * tr->pixels.h, out);
   ii_lap(tr->watch, II_STAGE_WRITE);
   return II_OK;
 }
