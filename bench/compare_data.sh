@@ -7,7 +7,7 @@
 #
 # PHOTOS is a folder PHOTOS/<class>/<image>. From it two packs are made in a temporary folder: as it
 # is, and with --crop-friendly. Each round runs bench_data on the folder and on both packs and
-# torch_data.py on the folder, --seconds for each transform; a fifth of a minute per round and
+# torch_data.py on the folder, --seconds for each transform; about 20 seconds per round and
 # second. The tables have medians of images per second of processor time, so other load matters
 # less, but it matters: look at the ranges. --out keeps the JSON lines. PYTHON chooses the
 # interpreter that has torchvision and Pillow.
@@ -44,8 +44,8 @@ python=${PYTHON:-python3}
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"$build/bin/pack" create --folder "$photos" --out "$work/as_is.h5" --quiet >&2
-"$build/bin/pack" create --folder "$photos" --out "$work/crops.h5" --crop-friendly --quiet >&2
+"$build/bin/pack" create --folder "$photos" --out "$work/as_is.h5" --quiet > /dev/null
+"$build/bin/pack" create --folder "$photos" --out "$work/crops.h5" --crop-friendly --quiet > /dev/null
 lines=$work/lines
 # the Nth run of a source gets its name as a key of its own
 ours() { taskset -c "$core" "$build/bin/bench_data" "$2" "$seconds" 1 |
