@@ -259,6 +259,16 @@ static int check_cuts(ii_decoder *d, const uint8_t *bytes, int64_t n, ii_decode_
   return cuts;
 }
 
+/* The picture again and again, as w x h pixels; freed by the caller. */
+static uint8_t *repeated(const ii_image *img, int64_t w, int64_t h) {
+  uint8_t *rgb = malloc((size_t)(w * h * 3));
+  assert_non_null(rgb);
+  for (int64_t y = 0; y < h; y++)
+    for (int64_t x = 0; x < w; x++)
+      memcpy(rgb + (y * w + x) * 3, img->data + (y % img->h * img->w + x % img->w) * 3, 3);
+  return rgb;
+}
+
 static const kind cut_kinds[] = {
     {"4:2:0", 3, 2, 2, false, 0, 90},      {"4:2:2", 3, 2, 1, false, 0, 90},
     {"4:4:0", 3, 1, 2, false, 0, 90},      {"4:4:4", 3, 1, 1, false, 0, 95},
@@ -284,9 +294,7 @@ static void test_cuts(void **state) {
       const int64_t w = shapes[s][0], h = shapes[s][1];
       const int64_t mcu = cut_kinds[k].components == 1 ? 8 : 8 * cut_kinds[k].h;
       const int64_t mcus = (w + mcu - 1) / mcu;
-      uint8_t *rgb = malloc((size_t)(w * h * 3));
-      for (int64_t y = 0; y < h; y++)
-        memcpy(rgb + y * w * 3, img.data + (y * img.w + (img.w - w) / 2) * 3, (size_t)w * 3);
+      uint8_t *rgb = repeated(&img, w, h);
       for (int r = 1; r <= mcus; r++) {
         if (mcus % r != 0 && r != 5) continue;
         unsigned char *file = NULL;
@@ -429,7 +437,9 @@ static void test_damaged_cuts(void **state) {
     unsigned long bytes = 0;
     kind with = cut_kinds[k];
     with.restart = 1 + k % 2;
-    encode(&with, img.data, 256, 256, 0, &file, &bytes);
+    uint8_t *rgb = repeated(&img, 256, 256);
+    encode(&with, rgb, 256, 256, 0, &file, &bytes);
+    free(rgb);
     uint8_t *copy = malloc(bytes + 64);
     ii_rng rng = ii_rng_make(7, II_RNG_TEST, (uint64_t)k, 0);
     for (int i = 0; i < 150; i++) {
