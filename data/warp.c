@@ -32,6 +32,9 @@
 
 #define EDGE     2
 #define MAX_SIDE 32767
+#define LAST_BITS                                                                                  \
+  1e-6 /* by more than that no position is rounded: so near to a pixel those of a row              \
+        * may lie on both sides of it, and then have other neighbours */
 
 typedef int32_t ints4 __attribute__((vector_size(16)));
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
@@ -279,21 +282,23 @@ static void near_row(ii_warper *wp, const job *j, int64_t from, int64_t to) {
   const bool bicubic = j->filter == II_FILTER_BICUBIC;
   const uint8_t *origin = pixel(wp, 0, 0);
   const int64_t n = to - from;
-  if (j->kind == ALONG_BOTH || j->m[3] != 0) {
-    split_row(wp, from, to);
-    if (j->kind == ALONG_BOTH)
-      ii_near_both(origin, wp->stride, wp->place + from, wp->tx + from, wp->ty + from, n, bicubic,
-                   wp->value, wp->bytes, wp->doubt);
-    else
-      ii_near_down(origin, wp->stride, wp->place + from, wp->ty + from, n, bicubic, wp->value,
-                   wp->base, wp->spread, wp->bytes, wp->doubt);
-    return;
+  const bool run = j->kind == ALONG_X || (j->kind == ALONG_Y && j->m[3] == 0);
+  if (run) { /* all pixels have one fraction, but for the last bits of positions along x */
+    double sx = wp->at_x[from] - 0.5, sy = wp->at_y[from] - 0.5, fx = floor(sx), fy = floor(sy);
+    double t = j->kind == ALONG_X ? sx - fx : sy - fy;
+    if (t > LAST_BITS && t < 1 - LAST_BITS) {
+      ii_near_run(pixel(wp, (int64_t)fx, (int64_t)fy), j->kind == ALONG_X ? 4 : wp->stride, n,
+                  (float)t, bicubic, wp->spread, wp->bytes, wp->doubt);
+      return;
+    }
   }
-  /* all pixels have one fraction, but for the last bits of positions along x */
-  double sx = wp->at_x[from] - 0.5, sy = wp->at_y[from] - 0.5, fx = floor(sx), fy = floor(sy);
-  double t = j->kind == ALONG_X ? sx - fx : sy - fy;
-  ii_near_run(pixel(wp, (int64_t)fx, (int64_t)fy), j->kind == ALONG_X ? 4 : wp->stride, n, (float)t,
-              bicubic, wp->spread, wp->bytes, wp->doubt);
+  split_row(wp, from, to);
+  if (j->kind == ALONG_Y)
+    ii_near_down(origin, wp->stride, wp->place + from, wp->ty + from, n, bicubic, wp->value,
+                 wp->base, wp->spread, wp->bytes, wp->doubt);
+  else
+    ii_near_both(origin, wp->stride, wp->place + from, wp->tx + from, wp->ty + from, n, bicubic,
+                 wp->value, wp->bytes, wp->doubt);
 }
 
 /* Pixels of 4 bytes to pixels of 3. */

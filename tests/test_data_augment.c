@@ -263,9 +263,9 @@ static void test_warp_formula(void **state) {
   ii_error err = {0};
   ii_warper *wp;
   assert_int_equal(ii_warper_new(&wp, &err), II_OK);
-  for (int i = 0; i < 1500; i++) {
+  for (int i = 0; i < 2100; i++) {
     const int64_t w = 1 + (int64_t)ii_rng_below(&rng, 70), h = 1 + (int64_t)ii_rng_below(&rng, 60);
-    const int kind = i % 4, shape = i / 4 % 6;
+    const int kind = i % 4, shape = i / 4 % 7;
     for (int64_t k = 0; k < w * h * 3; k++) {
       const int64_t x = k / 3 % w, y = k / 3 / w;
       in[k] = (uint8_t)(kind == 0   ? ii_rng_u32(&rng)
@@ -281,6 +281,11 @@ static void test_warp_formula(void **state) {
     if (shape == 2) m[2] = a;
     if (shape == 3) m[5] = a;
     if (shape == 4) m[0] = m[4] = cos(a), m[1] = sin(a), m[3] = -sin(a), m[2] = b, m[5] = a;
+    if (shape == 6) { /* one row lies on the pixels, but for the last bits of the positions */
+      m[1] = (double)(1 + i % 9) / 10;
+      m[2] = (double)ii_rng_below(&rng, 20) - 10 -
+             m[1] * ((double)ii_rng_below(&rng, (uint32_t)h) + 0.5);
+    }
     if (shape == 5) m[0] = 0.7, m[1] = a, m[2] = b, m[3] = b / 40, m[4] = 1.3, m[5] = -a;
     check_warp(wp, in, w, h, m, i % 2, out);
   }
