@@ -30,7 +30,7 @@ static const char usage[] =
     "  --quality N          quality of those JPEG images, 1..100 (default 90)\n"
     "  --crop-friendly      JPEG images get restart markers, without loss, so that training reads "
     "only\n"
-    "                       what a crop needs: faster, the same pixels, some 4 %% more bytes\n"
+    "                       what a crop needs: faster, the same pixels, about 1 %% more bytes\n"
     "other options:\n"
     "  --images             list: a line for each image: name, class number, bytes, checksum\n"
     "  --decode             verify: decode the images too\n"
