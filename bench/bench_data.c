@@ -1,26 +1,32 @@
 /* Images per second of the input pipeline, and where the time goes.
  *
- * usage: bench_data FOLDER [seconds per transform] [threads]
+ * usage: bench_data SOURCE [seconds per transform] [threads]
  *
- * FOLDER/<class>/<image>, as a training set. The files are read into memory first. One JSON line
+ * SOURCE is a folder SOURCE/<class>/<image>, as a training set, or a pack NAME.h5. One JSON line
  * per transform on standard output: "decode" decodes whole images, "train" is the official training
- * transform of base_1k.cfg (224 px, RandAugment), "eval" the official evaluation transform.
- * images_per_core_second is by processor time of all threads; the shares are those of one thread.
- * torch_data.py does the same with Pillow and torchvision. */
+ * transform of base_1k.cfg (224 px, RandAugment), "eval" the official evaluation transform; these
+ * three take the files from memory, into which they are read first. "read" reads the files (with
+ * the page cache; of a pack, their checksums too), "read_train" reads each and makes a training
+ * image of it. images_per_core_second is by processor time of all threads; the shares are those of
+ * one thread. torch_data.py does the same with Pillow and torchvision, compare_data.sh sets them
+ * side by side. */
 #include <pthread.h>
 #include <time.h>
 #include "bench/measure.h"
 #include "data/dataset.h"
+#include "data/pack.h"
 #include "data/transform.h"
 
 enum { SIZE = 224, MAX_THREADS = 256 };
-typedef enum { DECODE, TRAIN, EVAL, TRANSFORMS } transform_kind;
-typedef enum { STAGE_DECODE, STAGE_RESIZE, STAGE_AUGMENT, STAGE_NORMALISE, STAGES } stage;
+typedef enum { DECODE, TRAIN, EVAL, READ, READ_TRAIN, TRANSFORMS } transform_kind;
+/* What the shares are of: reading is done before. */
+enum { FIRST_STAGE = II_STAGE_DECODE, STAGES_END = II_STAGE_WRITE + 1 };
 
-static const char *const kind_names[TRANSFORMS] = {"decode", "train", "eval"};
-static const char *const stage_names[STAGES] = {"decode", "resize", "augment", "normalise"};
+static const char *const kind_names[TRANSFORMS] = {"decode", "train", "eval", "read", "read_train"};
 
 typedef struct {
+  const char *source;
+  const ii_dataset *set;
   ii_bytes *files;
   int64_t count;
   transform_kind kind;
@@ -28,7 +34,7 @@ typedef struct {
   int64_t images; /* done */
   double cpu;     /* seconds */
   bool by_stage;
-  double stages[STAGES]; /* seconds, with by_stage */
+  ii_stopwatch watch; /* with by_stage */
   int id;
   pthread_t thread;
 } worker;
@@ -48,9 +54,8 @@ static double cpu_now(void) {
 typedef struct {
   ii_decoder *decoder;
   ii_transformer *transformer;
-  ii_resizer *resizer;
-  ii_augmenter *augmenter;
-  ii_image image, pixels;
+  ii_image image;
+  ii_bytes buffer;
   float *out;
 } tools;
 
@@ -59,84 +64,59 @@ static void open_tools(tools *t) {
   *t = (tools){.out = measure_buffer(SIZE * SIZE * 3 * sizeof(float))};
   check(ii_decoder_new(&t->decoder, &err), &err);
   check(ii_transformer_new(&t->transformer, &err), &err);
-  check(ii_resizer_new(&t->resizer, &err), &err);
-  check(ii_augmenter_new(&t->augmenter, &err), &err);
 }
 
 static void close_tools(tools *t) {
   ii_decoder_free(t->decoder);
   ii_transformer_free(t->transformer);
-  ii_resizer_free(t->resizer);
-  ii_augmenter_free(t->augmenter);
   ii_image_free(&t->image);
-  ii_image_free(&t->pixels);
+  ii_bytes_free(&t->buffer);
   free(t->out);
 }
 
-/* Resize and augmentation once more by themselves: what is left of the transform is the rest. */
-static void time_stages(tools *t, const ii_transform *tr, const ii_transform_plan *plan, ii_box at,
-                        ii_rng rng, double whole, double stages[STAGES]) {
-  ii_error err = {0};
-  ii_resize_job job = plan->resize;
-  ii_augment_step steps[II_AUGMENT_STEPS];
-  const uint8_t fill[3] = {124, 116, 104};
-  job.src = &t->image, job.top = at.top, job.left = at.left;
-  check(ii_image_reserve(&t->pixels, SIZE, SIZE, &err), &err);
-  double begin = cpu_now();
-  check(ii_resize(t->resizer, &job, t->pixels.data, &err), &err);
-  double resized = cpu_now();
-  int n = tr->train ? ii_randaugment_draw(&tr->auto_augment, &rng, steps) : 0;
-  for (int i = 0; i < n; i++)
-    check(ii_augment_apply(t->augmenter, steps[i].op, steps[i].arg, tr->filter, fill, &t->pixels,
-                           &err),
-          &err);
-  double augmented = cpu_now();
-  stages[STAGE_RESIZE] += resized - begin;
-  stages[STAGE_AUGMENT] += augmented - resized;
-  stages[STAGE_NORMALISE] += whole - (augmented - begin);
-}
-
-static void one_image(worker *w, tools *t, const ii_transform *tr, const ii_bytes *file) {
+static void one_image(worker *w, tools *t, const ii_transform *tr, int64_t i) {
   ii_decode_options options = {.apply_orientation = tr->train};
   ii_error err = {0};
   int64_t width, height;
   ii_box at;
   ii_rng rng = ii_rng_make(1, II_RNG_AUGMENT, (uint64_t)w->id, (uint64_t)w->images);
-  double begin = cpu_now();
-  check(ii_image_open(t->decoder, file->data, file->size, &options, &width, &height, &err), &err);
+  const uint8_t *bytes = w->files[i].data;
+  int64_t n = w->files[i].size;
+  if (w->kind == READ || w->kind == READ_TRAIN)
+    check(ii_dataset_read(w->set, i, &t->buffer, &bytes, &n, &err), &err);
+  if (w->kind == READ) return;
+  ii_stopwatch *watch = w->by_stage ? &w->watch : NULL;
+  if (watch) ii_stopwatch_start(watch);
+  check(ii_image_open(t->decoder, bytes, n, &options, &width, &height, &err), &err);
   ii_transform_plan plan = ii_transform_draw(tr, width, height, &rng);
   ii_box part = w->kind == DECODE ? (ii_box){0, 0, height, width} : plan.source;
   check(ii_image_read(t->decoder, part, &t->image, &at, &err), &err);
-  double decoded = cpu_now();
+  ii_lap(watch, II_STAGE_DECODE);
   if (w->kind == DECODE) return;
-  ii_rng after = rng;
   check(
       ii_transform_part(t->transformer, tr, &plan, &t->image, at.top, at.left, &rng, t->out, &err),
       &err);
-  if (!w->by_stage) return;
-  double end = cpu_now();
-  w->stages[STAGE_DECODE] += decoded - begin;
-  time_stages(t, tr, &plan, at, after, end - decoded, w->stages);
 }
 
 static void *work(void *arg) {
   worker *w = arg;
-  ii_transform tr = ii_transform_default(SIZE, w->kind == TRAIN);
+  ii_transform tr = ii_transform_default(SIZE, w->kind != EVAL);
   ii_error err = {0};
   tools t;
   open_tools(&t);
+  ii_transformer_measure(t.transformer, w->by_stage ? &w->watch : NULL);
   check(ii_randaugment_parse("rand-m9-mstd0.5-inc1", &tr.auto_augment, &err), &err);
   double begin = cpu_now();
   do {
-    for (int64_t i = 0; i < w->count; i++, w->images++) one_image(w, &t, &tr, &w->files[i]);
+    for (int64_t i = 0; i < w->count; i++, w->images++) one_image(w, &t, &tr, i);
   } while (measure_now() < w->until);
   w->cpu = cpu_now() - begin;
   close_tools(&t);
   return NULL;
 }
 
-static void run(ii_bytes *files, int64_t count, transform_kind kind, double seconds, int threads) {
-  worker workers[MAX_THREADS] = {0}, single = {.files = files, .count = count, .kind = kind};
+static void run(worker single, double seconds, int threads) {
+  worker workers[MAX_THREADS] = {0};
   double begin = measure_now(), cpu = 0, sum = 0;
   int64_t images = 0;
   for (int i = 0; i < threads; i++) {
@@ -149,25 +129,36 @@ static void run(ii_bytes *files, int64_t count, transform_kind kind, double seco
     images += workers[i].images, cpu += workers[i].cpu;
   }
   double wall = measure_now() - begin;
-  printf("{\"bench\": \"data\", \"engine\": \"internimage.c\", \"transform\": \"%s\", \"threads\": "
+  printf("{\"bench\": \"data\", \"engine\": \"internimage.c\", \"source\": \"%s\", \"transform\": "
+         "\"%s\", \"threads\": "
          "%d, \"images\": %lld, \"images_per_second\": %.1f, \"images_per_core_second\": %.1f",
-         kind_names[kind], threads, (long long)images, (double)images / wall, (double)images / cpu);
-  if (kind != DECODE) {
+         single.source, kind_names[single.kind], threads, (long long)images, (double)images / wall,
+         (double)images / cpu);
+  if (single.kind == TRAIN || single.kind == EVAL) {
     single.by_stage = true, single.until = measure_now() + seconds / 2;
     work(&single);
-    for (int s = 0; s < STAGES; s++) sum += single.stages[s];
-    for (int s = 0; s < STAGES; s++)
-      printf(", \"%s_ms\": %.3f, \"%s_share\": %.3f", stage_names[s],
-             single.stages[s] / (double)single.images * 1e3, stage_names[s],
-             single.stages[s] / sum);
+    const double *stages = single.watch.times.cpu;
+    for (int s = FIRST_STAGE; s < STAGES_END; s++) sum += stages[s];
+    for (int s = FIRST_STAGE; s < STAGES_END; s++)
+      printf(", \"%s_ms\": %.3f, \"%s_share\": %.3f", ii_stage_name((ii_stage)s),
+             stages[s] / (double)single.images * 1e3, ii_stage_name((ii_stage)s), stages[s] / sum);
   }
   printf("}\n");
   fflush(stdout);
 }
 
+static void open_source(const char *source, ii_dataset **set) {
+  const size_t n = strlen(source);
+  ii_error err = {0};
+  if (n > 3 && !strcmp(source + n - 3, ".h5"))
+    check(ii_dataset_open_packed(source, false, set, &err), &err);
+  else
+    check(ii_dataset_open_folder(source, NULL, set, &err), &err);
+}
+
 int main(int argc, char **argv) {
   if (argc < 2 || argc > 4) {
-    fprintf(stderr, "usage: bench_data FOLDER [seconds per transform] [threads]\n");
+    fprintf(stderr, "usage: bench_data SOURCE [seconds per transform] [threads]\n");
     return 2;
   }
   double seconds = argc > 2 ? atof(argv[2]) : 10;
@@ -178,16 +169,22 @@ int main(int argc, char **argv) {
   }
   ii_dataset *set = NULL;
   ii_error err = {0};
-  check(ii_dataset_open_folder(argv[1], NULL, &set, &err), &err);
+  open_source(argv[1], &set);
   int64_t count = ii_dataset_size(set);
   ii_bytes *files = calloc((size_t)count, sizeof *files);
   if (!files) return 1;
   for (int64_t i = 0; i < count; i++) {
-    char path[II_PATH_MAX];
-    ii_dataset_path(set, i, path);
-    check(ii_bytes_read(&files[i], path, &err), &err);
+    const uint8_t *bytes;
+    int64_t n;
+    check(ii_dataset_read(set, i, &files[i], &bytes, &n, &err), &err);
   }
-  for (int k = 0; k < TRANSFORMS; k++) run(files, count, (transform_kind)k, seconds, threads);
+  for (int k = 0; k < TRANSFORMS; k++)
+    run((worker){.source = argv[1],
+                 .set = set,
+                 .files = files,
+                 .count = count,
+                 .kind = (transform_kind)k},
+        seconds, threads);
   for (int64_t i = 0; i < count; i++) ii_bytes_free(&files[i]);
   free(files);
   ii_dataset_free(set);

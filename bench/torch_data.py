@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The peer of bench_data: the official input pipeline with Pillow, torchvision and the definitions of
 timm 0.6.11 (restated below: RandomResizedCropAndInterpolation and RandAugment in plain Python calls
-of Pillow), one process, one thread. Prints one JSON line per transform, as bench_data does.
+of Pillow), one process, one thread. Prints one JSON line per transform, as bench_data does: all from
+memory but "read_train", which reads the files as well.
 
 usage: torch_data.py FOLDER_OF_IMAGES [seconds per transform]   (needs torch, torchvision, Pillow)"""
 import glob
@@ -94,7 +95,7 @@ def pipeline(name):
     last = [transforms.ToTensor(), transforms.Normalize(torch.tensor(MEAN), torch.tensor(STD))]
     if name == "decode":
         return lambda img: img
-    if name == "train":
+    if name in ("train", "read_train"):
         return transforms.Compose([Crop(), transforms.RandomHorizontalFlip(0.5), RandAugment()] + last)
     bicubic = transforms.InterpolationMode.BICUBIC
     return transforms.Compose([transforms.Resize(224, bicubic), transforms.CenterCrop(224)] + last)
@@ -108,11 +109,13 @@ def main():
     names = sorted(n for n in glob.glob(os.path.join(folder, "**", "*"), recursive=True)
                    if os.path.isfile(n))
     files = [open(n, "rb").read() for n in names]
-    for name in ("decode", "train", "eval"):
+    for name in ("decode", "train", "eval", "read_train"):
         run, images, rounds = pipeline(name), 0, 0
         begin, cpu = time.perf_counter(), time.process_time()
         while rounds == 0 or time.perf_counter() - begin < seconds:
-            for data in files:
+            for path, data in zip(names, files):
+                if name == "read_train":
+                    data = open(path, "rb").read()
                 run(Image.open(io.BytesIO(data)).convert("RGB"))
             images += len(files)
             rounds += 1

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "data/checksum.h"
 #include "data/dataset_build.h"
 
 ii_status ii_names_add(ii_names *n, const char *name, ii_error *err) {
@@ -94,6 +95,10 @@ ii_status ii_dataset_read(const ii_dataset *d, int64_t i, ii_bytes *buffer, cons
   return II_OK;
 }
 
+bool ii_dataset_is_recoded(const ii_dataset *d, int64_t i) {
+  return d->packed && d->packed->recoded[stored(d, i)];
+}
+
 const ii_place *ii_dataset_place(const ii_dataset *d, int64_t i) {
   return d->place ? &d->place[stored(d, i)] : NULL;
 }
@@ -112,6 +117,24 @@ void ii_dataset_meta(const ii_dataset *d, int64_t i, float out[II_META_VALUES]) 
   out[4] = (float)(cos(lat) * cos(lon));
   out[5] = (float)(cos(lat) * sin(lon));
   out[6] = (float)sin(lat);
+}
+
+uint32_t ii_dataset_fingerprint(const ii_dataset *d) {
+  uint32_t crc = 0;
+  for (int64_t i = 0; i < ii_dataset_size(d); i++) {
+    const int64_t k = stored(d, i);
+    const char *name = d->text + d->name_at[k];
+    const uint8_t label[4] = {(uint8_t)d->label[k], (uint8_t)(d->label[k] >> 8),
+                              (uint8_t)(d->label[k] >> 16), (uint8_t)(d->label[k] >> 24)};
+    if (d->in_class_folders) {
+      const char *class = d->classes.names[d->label[k]];
+      crc = ii_crc32c(crc, class, (int64_t)strlen(class));
+      crc = ii_crc32c(crc, "/", 1);
+    }
+    crc = ii_crc32c(crc, name, (int64_t)strlen(name) + 1); /* with its end */
+    crc = ii_crc32c(crc, label, sizeof label);
+  }
+  return crc;
 }
 
 ii_status ii_dataset_check_same_classes(const ii_dataset *a, const ii_dataset *b, ii_error *err) {

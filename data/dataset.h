@@ -89,6 +89,10 @@ ii_status ii_dataset_read(const ii_dataset *dataset, int64_t i, ii_bytes *buffer
  * and for a place of which lat or lon is missing or exactly 0 (the official rule). */
 void ii_dataset_meta(const ii_dataset *dataset, int64_t i, float out[II_META_VALUES]);
 
+/* What the data set is: a CRC-32C of the names and labels of its images in their order (a skip list
+ * applied). A pack has that of the folder or list it was made of. */
+uint32_t ii_dataset_fingerprint(const ii_dataset *dataset);
+
 /* Checks that both have the same classes in the same order, as a train and a validation set must.
  * Errors: II_ERR_FORMAT, naming the first difference. */
 ii_status ii_dataset_check_same_classes(const ii_dataset *a, const ii_dataset *b, ii_error *err);

@@ -28,6 +28,7 @@ typedef struct {
   int32_t *shard;       /* [count] */
   int64_t *at;          /* [count]: in the shard's file */
   uint32_t *size, *crc; /* [count] */
+  uint8_t *recoded;     /* [count]: 1 if the bytes are not those of the file it came from */
 } ii_packed;
 
 struct ii_dataset {
@@ -63,6 +64,9 @@ void ii_names_free(ii_names *names); /* *names is {0} again */
 
 /* Month, latitude and longitude of image i; NULL when the data set has none. */
 const ii_place *ii_dataset_place(const ii_dataset *d, int64_t i);
+
+/* Whether image i is of a pack that has not the bytes of the original file. */
+bool ii_dataset_is_recoded(const ii_dataset *d, int64_t i);
 
 /* The bytes of stored image i (not counted through `kept`), as ii_dataset_read. */
 ii_status ii_packed_read(const ii_dataset *d, int64_t i, ii_bytes *buffer, const uint8_t **bytes,

@@ -47,8 +47,9 @@ static ii_status read_numbers(ii_pack_file *f, pack_index *x, ii_error *err) {
   II_TRY(ii_pack_h5_get_number(f, "version", &version, err));
   if (version != II_PACK_VERSION)
     return ii_error_set(err, II_ERR_FORMAT,
-                        "'%s' is a pack of version %llu, this program reads version %d", f->path,
-                        (unsigned long long)version, II_PACK_VERSION);
+                        "'%s' is a pack of version %llu, this program reads version %d: pack the "
+                        "data set again",
+                        f->path, (unsigned long long)version, II_PACK_VERSION);
   II_TRY(ii_pack_h5_get_number(f, "id", &x->id, err));
   II_TRY(ii_pack_h5_get_number(f, "images", &x->images, err));
   II_TRY(ii_pack_h5_get_number(f, "classes", &x->classes, err));
@@ -116,6 +117,7 @@ typedef struct {
   int32_t *label;
   char *names;
   float *places;
+  uint8_t *recoded;
   int64_t *block_images;
   int64_t n, text, place_values, blocks;
 } shard_index;
@@ -126,6 +128,7 @@ static void free_shard_index(shard_index *x) {
   free(x->label);
   free(x->names);
   free(x->places);
+  free(x->recoded);
   free(x->block_images);
 }
 
@@ -138,6 +141,8 @@ static ii_status read_arrays(ii_pack_file *f, shard_index *x, ii_error *err) {
   if (n != x->n) return damaged(f->path, "checksums", err);
   II_TRY(ii_pack_h5_get(f, "names", II_PACK_U8, (void **)&x->names, &x->text, err));
   II_TRY(ii_pack_h5_get(f, "places", II_PACK_F32, (void **)&x->places, &x->place_values, err));
+  II_TRY(ii_pack_h5_get(f, "recoded", II_PACK_U8, (void **)&x->recoded, &n, err));
+  if (n != x->n) return damaged(f->path, "recoded images", err);
   II_TRY(
       ii_pack_h5_get(f, "block_images", II_PACK_I64, (void **)&x->block_images, &x->blocks, err));
   return check_sum(f, err);
@@ -174,6 +179,7 @@ static ii_status add_image(ii_dataset *d, const char *path, const shard_index *x
   k->at[d->count] = at;
   k->size[d->count] = x->size[i];
   k->crc[d->count] = x->crc[i];
+  k->recoded[d->count] = x->recoded[i] != 0;
   return ii_dataset_add(d, name, x->label[i], x->place_values ? &place : NULL, err);
 }
 
@@ -248,17 +254,18 @@ static ii_status make_shards(ii_dataset *d, const pack_index *x, ii_error *err) 
   return II_OK;
 }
 
-/* No more images can be promised than the shards have room for: 12 bytes of index each. */
+/* No more images can be promised than the shards have room for: 13 bytes of index each. */
 static ii_status make_room(ii_dataset *d, const pack_index *x, ii_error *err) {
   ii_packed *k = d->packed;
   uint64_t bytes = 0, n = x->images;
   for (int64_t i = 0; i < k->shard_count; i++) bytes += (uint64_t)k->shards[i].bytes;
-  if (n > bytes / 12) return damaged(d->root, "number of images", err);
+  if (n > bytes / 13) return damaged(d->root, "number of images", err);
   k->shard = malloc(n * sizeof *k->shard);
   k->at = malloc(n * sizeof *k->at);
   k->size = malloc(n * sizeof *k->size);
   k->crc = malloc(n * sizeof *k->crc);
-  return k->shard && k->at && k->size && k->crc
+  k->recoded = malloc(n);
+  return k->shard && k->at && k->size && k->crc && k->recoded
              ? II_OK
              : ii_error_set(err, II_ERR_MEMORY, "no memory for the index of '%s'", d->root);
 }
@@ -291,6 +298,12 @@ ii_status ii_dataset_open_packed(const char *path, bool in_memory, ii_dataset **
   return s;
 }
 
+int64_t ii_dataset_recoded(const ii_dataset *d) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < ii_dataset_size(d); i++) n += ii_dataset_is_recoded(d, i);
+  return n;
+}
+
 void ii_packed_free(ii_packed *k) {
   if (!k) return;
   for (int64_t i = 0; i < k->shard_count; i++) {
@@ -303,6 +316,7 @@ void ii_packed_free(ii_packed *k) {
   free(k->at);
   free(k->size);
   free(k->crc);
+  free(k->recoded);
   free(k);
 }
 

@@ -27,6 +27,7 @@ struct ii_decoder {
   struct jpeg_source_mgr jpeg_src;
   struct jpeg_progress_mgr jpeg_progress;
   ii_bytes cmyk; /* one row */
+  ii_bytes cut;  /* a smaller JPEG with what is wanted */
 
   png_structp png;
   png_infop png_info;
@@ -44,6 +45,12 @@ ii_status ii_decode_jpeg_header(ii_decoder *d, int64_t *w, int64_t *h, ii_error 
 
 /* The rest: decodes at least d->part into d->img and sets d->at, the region that is. */
 ii_status ii_decode_jpeg_pixels(ii_decoder *d, ii_error *err);
+
+/* Between the two, where the file has restart markers for it: makes d->cut a JPEG of a part of the
+ * picture with d->part in it, by copying what that part needs. *box is where it lies; its h is 0 if
+ * the file cannot be cut or nothing would be gained. Pixels next to d->part are those of the
+ * picture as far as d->part depends on them. Errors: II_ERR_MEMORY. */
+ii_status ii_decode_jpeg_cut(ii_decoder *d, ii_box *box, ii_error *err);
 
 /* Decode d->bytes into d->img. */
 ii_status ii_decode_png(ii_decoder *d, ii_error *err);

@@ -168,16 +168,20 @@ static ii_status check_kind(const ii_decoder *d, ii_error *err) {
   return II_OK;
 }
 
+static void read_header(ii_decoder *d, const uint8_t *bytes, int64_t n) {
+  renew(d);
+  d->jpeg_src.next_input_byte = bytes;
+  d->jpeg_src.bytes_in_buffer = (size_t)n;
+  jpeg_read_header(&d->jpeg, TRUE);
+}
+
 ii_status ii_decode_jpeg_header(ii_decoder *d, int64_t *w, int64_t *h, ii_error *err) {
   struct jpeg_decompress_struct *j = &d->jpeg;
   if (setjmp(d->jump)) {
     jpeg_abort_decompress(j); /* also gives back what the library took for this image */
     return report(d, err);
   }
-  renew(d);
-  d->jpeg_src.next_input_byte = d->bytes;
-  d->jpeg_src.bytes_in_buffer = (size_t)d->n;
-  jpeg_read_header(j, TRUE);
+  read_header(d, d->bytes, d->n);
   *w = j->image_width, *h = j->image_height;
   return check_kind(d, err);
 }
@@ -188,12 +192,23 @@ static ii_status reserve(ii_decoder *d, ii_error *err) {
   return ii_image_reserve(d->img, d->at.w, d->at.h, err);
 }
 
+/* From now on a part of the picture is the picture. */
+static void continue_with_cut(ii_decoder *d, ii_box box) {
+  J_COLOR_SPACE space = d->jpeg.jpeg_color_space; /* the markers that told it were left out */
+  read_header(d, d->cut.data, d->cut.size);
+  d->jpeg.jpeg_color_space = space;
+  d->part.left -= box.left, d->part.top -= box.top;
+}
+
 ii_status ii_decode_jpeg_pixels(ii_decoder *d, ii_error *err) {
   struct jpeg_decompress_struct *j = &d->jpeg;
+  ii_box cut;
+  II_TRY(ii_decode_jpeg_cut(d, &cut, err));
   if (setjmp(d->jump)) {
     jpeg_abort_decompress(j);
     return report(d, err);
   }
+  if (cut.h > 0) continue_with_cut(d, cut);
   j->out_color_space = j->num_components == 4 ? JCS_CMYK : JCS_RGB;
   j->dct_method = JDCT_ISLOW;
   j->do_fancy_upsampling = TRUE;
@@ -201,6 +216,7 @@ ii_status ii_decode_jpeg_pixels(ii_decoder *d, ii_error *err) {
   narrow(d);
   ii_status status = reserve(d, err);
   if (status == II_OK) read_rows(d);
+  d->at.left += cut.left, d->at.top += cut.top;
   /* not jpeg_finish_decompress: what comes after the last row is of no interest */
   jpeg_abort_decompress(j);
   return status;

@@ -92,6 +92,7 @@ void ii_decoder_free(ii_decoder *d) {
   if (!d) return;
   ii_decode_jpeg_close(d);
   ii_bytes_free(&d->cmyk);
+  ii_bytes_free(&d->cut);
   ii_image_free(&d->turned);
   ii_image_free(&d->whole);
   free(d);

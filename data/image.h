@@ -89,4 +89,10 @@ ii_status ii_image_encode_jpeg(const uint8_t *rgb, int64_t w, int64_t h, int qua
 ii_status ii_image_write_jpeg(const char *path, const uint8_t *rgb, int64_t w, int64_t h,
                               int quality, ii_error *err);
 
+/* Writes w x h RGB pixels as an 8-bit PNG, under a temporary name that becomes `path` when the file
+ * is whole; a regular file that exists is replaced. Errors: II_ERR_IO with the file's name,
+ * II_ERR_MEMORY; then nothing is left behind. II_ERR_ARG (name too long). */
+ii_status ii_image_write_png(const char *path, const uint8_t *rgb, int64_t w, int64_t h,
+                             ii_error *err);
+
 #endif

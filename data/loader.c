@@ -1,10 +1,11 @@
 /* A ring of batch slots between the workers and the consumer, under one mutex.
  *
- * The stream is numbered: `opened` batches have been given to the workers, `released` have been
- * given back by the consumer, and batch s lives in slot s % slots. Workers take runs of a few
- * images from the newest open batch; when it has none left, the next batch is opened if the ring
- * has room. Opening is where the samples of a batch are looked up, so one permutation at a time is
- * enough. */
+ * The stream is numbered: `opened` batches have been given to the workers, the consumer has asked
+ * for `asked` and got `taken_out` of them, and batch s lives in slot s % slots. Asking for a batch
+ * gives the one before back; at most `prefetch` are open that nobody has asked for. Workers take
+ * runs of a few images from the newest open batch; when it has none left, the next batch is opened
+ * if the ring has room. Opening is where the samples of a batch are looked up, so one permutation
+ * at a time is enough. */
 #include "data/loader.h"
 #include <errno.h>
 #include <pthread.h>
@@ -41,7 +42,8 @@ typedef struct {
   ii_transformer *transformer;
   ii_bytes file;
   ii_image image;
-  ii_error error; /* of the last attempt */
+  ii_error error;                 /* of the last attempt */
+  ii_stopwatch *watch, stopwatch; /* watch: NULL, or &stopwatch */
 } worker;
 
 struct ii_loader {
@@ -54,9 +56,9 @@ struct ii_loader {
   pthread_cond_t ready; /* for the consumer: an image is finished */
   bool lock_made, work_made, ready_made;
   bool stop;
-  int64_t busy;                        /* workers inside an image */
-  int64_t base_epoch, base_index;      /* where the stream begins */
-  int64_t opened, released, taken_out; /* batches since then */
+  int64_t busy;                     /* workers inside an image */
+  int64_t base_epoch, base_index;   /* where the stream begins */
+  int64_t opened, asked, taken_out; /* batches since then */
   slot *slots;
   int64_t slot_count;
 
@@ -67,6 +69,7 @@ struct ii_loader {
   int64_t bad_run; /* invalid images in a row, evaluation */
   ii_error failed; /* the error the stream stands still at */
   ii_loader_stats stats;
+  ii_stage_times times; /* with config.measure, under the lock */
 };
 
 ii_loader_config ii_loader_config_default(const ii_dataset *dataset, ii_transform transform,
@@ -102,7 +105,7 @@ static slot *slot_of(ii_loader *l, int64_t s) {
 /* Gives the next batch to the workers if the stream goes on and the ring has room. */
 static bool open_next(ii_loader *l) {
   int64_t epoch, index;
-  if (l->opened - l->released >= l->slot_count) return false;
+  if (l->opened - l->asked >= l->config.prefetch) return false;
   if (!position(l, l->opened, &epoch, &index)) return false;
   slot *s = slot_of(l, l->opened);
   s->batch.epoch = epoch, s->batch.index = index;
@@ -123,15 +126,21 @@ static ii_status load_sample(worker *w, int64_t sample, int64_t key, int64_t epo
   const uint8_t *bytes;
   int64_t n;
   ii_error_clear(&w->error);
+  ii_lap(w->watch, II_STAGE_OTHER);
   II_TRY(ii_dataset_read(c->dataset, sample, &w->file, &bytes, &n, &w->error));
+  w->stopwatch.times.bytes += n;
+  ii_lap(w->watch, II_STAGE_READ);
   int64_t width, height;
   II_TRY(ii_image_open(w->decoder, bytes, n, &c->decode, &width, &height, &w->error));
   ii_rng rng = ii_rng_make(c->seed, II_RNG_AUGMENT, (uint64_t)epoch, (uint64_t)key);
   ii_transform_plan plan = ii_transform_draw(&c->transform, width, height, &rng);
   ii_box at;
   II_TRY(ii_image_read(w->decoder, plan.source, &w->image, &at, &w->error));
-  return ii_transform_part(w->transformer, &c->transform, &plan, &w->image, at.top, at.left, &rng,
-                           out, &w->error);
+  ii_lap(w->watch, II_STAGE_DECODE);
+  II_TRY(ii_transform_part(w->transformer, &c->transform, &plan, &w->image, at.top, at.left, &rng,
+                           out, &w->error));
+  w->stopwatch.times.images++;
+  return II_OK;
 }
 
 static void note_bad(worker *w, slot *s, int64_t place, int64_t order, int64_t sample) {
@@ -202,11 +211,19 @@ static void load_place(worker *w, slot *s, int64_t place) {
 
 /* ---- workers ---- */
 
+static void wait_for_work(worker *w) {
+  ii_loader *l = w->loader;
+  ii_lap(w->watch, II_STAGE_OTHER);
+  pthread_cond_wait(&l->work, &l->lock);
+  ii_lap(w->watch, II_STAGE_WAIT);
+}
+
 /* Takes up to l->run places of the newest batch; waits for work; false at the end. Locked. */
-static bool take(ii_loader *l, slot **s, int64_t *from, int64_t *to) {
+static bool take(worker *w, slot **s, int64_t *from, int64_t *to) {
+  ii_loader *l = w->loader;
   for (;;) {
     if (l->stop) return false;
-    if (l->opened > 0 && l->opened > l->released) {
+    if (l->opened > 0) {
       slot *newest = slot_of(l, l->opened - 1);
       int64_t left = newest->batch.count - newest->taken;
       if (left > 0) {
@@ -217,7 +234,7 @@ static bool take(ii_loader *l, slot **s, int64_t *from, int64_t *to) {
       }
     }
     if (!open_next(l))
-      pthread_cond_wait(&l->work, &l->lock);
+      wait_for_work(w);
     else
       pthread_cond_broadcast(&l->work);
   }
@@ -228,8 +245,9 @@ static void *work(void *arg) {
   ii_loader *l = w->loader;
   slot *s;
   int64_t from, to;
+  if (w->watch) ii_stopwatch_start(w->watch);
   pthread_mutex_lock(&l->lock);
-  while (take(l, &s, &from, &to)) {
+  while (take(w, &s, &from, &to)) {
     l->busy++;
     bool stop = false;
     for (int64_t i = from; i < to && !stop; i++) {
@@ -237,6 +255,9 @@ static void *work(void *arg) {
       load_place(w, s, i);
       pthread_mutex_lock(&l->lock);
       stop = l->stop;
+      if (!w->watch) continue;
+      ii_stage_times_add(&l->times, &w->stopwatch.times);
+      w->stopwatch.times = (ii_stage_times){0};
     }
     s->done += to - from;
     l->busy--;
@@ -250,6 +271,8 @@ static ii_status start_worker(ii_loader *l, worker *w, ii_error *err) {
   w->loader = l;
   II_TRY(ii_decoder_new(&w->decoder, err));
   II_TRY(ii_transformer_new(&w->transformer, err));
+  if (l->config.measure) w->watch = &w->stopwatch;
+  ii_transformer_measure(w->transformer, w->watch);
   sigset_t all, before; /* signals go to the thread that called us */
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -403,6 +426,12 @@ ii_loader_stats ii_loader_get_stats(const ii_loader *l) {
   return l->stats;
 }
 
+void ii_loader_times(ii_loader *l, ii_stage_times *times) {
+  pthread_mutex_lock(&l->lock);
+  *times = l->times;
+  pthread_mutex_unlock(&l->lock);
+}
+
 /* ---- the consumer ---- */
 
 void ii_loader_seek(ii_loader *l, int64_t epoch, int64_t index) {
@@ -410,14 +439,14 @@ void ii_loader_seek(ii_loader *l, int64_t epoch, int64_t index) {
             (long long)epoch, (long long)index, (long long)l->per_epoch);
   pthread_mutex_lock(&l->lock);
   /* nothing more of the open batch is given out; then wait for what is in work */
-  if (l->opened > l->released) {
+  if (l->opened > 0) {
     slot *newest = slot_of(l, l->opened - 1);
     newest->taken = newest->batch.count;
   }
-  l->released = l->opened - l->slot_count; /* no room: nothing new is opened meanwhile */
+  l->asked = l->opened - l->config.prefetch; /* no room: nothing new is opened meanwhile */
   while (l->busy > 0) pthread_cond_wait(&l->ready, &l->lock);
   l->base_epoch = epoch, l->base_index = index;
-  l->opened = l->released = l->taken_out = 0;
+  l->opened = l->asked = l->taken_out = 0;
   l->bad_run = 0;
   ii_error_clear(&l->failed);
   pthread_cond_broadcast(&l->work);
@@ -465,14 +494,12 @@ ii_status ii_loader_next(ii_loader *l, const ii_batch **batch, ii_error *err) {
   if (l->failed.status != II_OK) return ii_error_set(err, l->failed.status, "%s", l->failed.text);
   int64_t epoch, index;
   pthread_mutex_lock(&l->lock);
-  if (l->released < l->taken_out) { /* the batch of the last call */
-    l->released = l->taken_out;
-    pthread_cond_signal(&l->work);
-  }
   if (!position(l, l->taken_out, &epoch, &index)) {
     pthread_mutex_unlock(&l->lock);
     return II_OK;
   }
+  l->asked = l->taken_out + 1;
+  pthread_cond_signal(&l->work);
   slot *s = slot_of(l, l->taken_out);
   double begin = now();
   while (l->opened <= l->taken_out || s->done < s->batch.count)

@@ -33,8 +33,10 @@ typedef struct {
   bool drop_last;   /* leave out the images that do not fill a global batch */
   bool endless;     /* go on with the next epoch instead of ending after one */
   bool replace_bad; /* see above */
-  int threads;      /* 0: as many as the processors this process may run on */
-  int prefetch;     /* batches prepared ahead of the one in use, > 0 */
+  int threads;      /* 0: ii_parallel_processors() */
+  int prefetch;     /* > 0: so many batches at most are prepared or being prepared beside the one
+                     * that is in use or waited for */
+  bool measure;     /* for ii_loader_times; costs some microseconds per image */
   /* Where images, labels and meta live; NULL: ordinary memory. alloc gives NULL when there is none.
    * Called by ii_loader_new and ii_loader_free alone. */
   void *(*alloc)(void *memory, size_t bytes);
@@ -103,5 +105,9 @@ void ii_loader_seek(ii_loader *loader, int64_t epoch, int64_t index);
 ii_status ii_loader_next(ii_loader *loader, const ii_batch **batch, ii_error *err);
 
 ii_loader_stats ii_loader_get_stats(const ii_loader *loader);
+
+/* With config.measure: what all threads together have spent so far on the images they have
+ * finished. */
+void ii_loader_times(ii_loader *loader, ii_stage_times *times);
 
 #endif

@@ -28,6 +28,9 @@ static const char usage[] =
     "  --shard-size MIB     MiB of images per shard (default 4096)\n"
     "  --max-side N         make larger images smaller, to N pixels of the longer side, as JPEG\n"
     "  --quality N          quality of those JPEG images, 1..100 (default 90)\n"
+    "  --crop-friendly      JPEG images get restart markers, without loss, so that training reads "
+    "only\n"
+    "                       what a crop needs: faster, the same pixels, about 1 %% more bytes\n"
     "other options:\n"
     "  --images             list: a line for each image: name, class number, bytes, checksum\n"
     "  --decode             verify: decode the images too\n"
@@ -96,6 +99,8 @@ static ii_status parse_option(command *c, int argc, char **argv, int *i, ii_erro
     c->pack_options.max_side = v;
     return II_OK;
   }
+  if (create && !strcmp(name, "--crop-friendly"))
+    return c->pack_options.crop_friendly = true, II_OK;
   if (create && !strcmp(name, "--quality")) {
     II_TRY(number_option(c, argc, argv, i, 1, 100, &v, err));
     c->pack_options.quality = (int)v;
@@ -189,6 +194,7 @@ static ii_status create(const command *c, ii_error *err) {
   if (o.max_side)
     printf("; %lld made smaller, %lld cannot be decoded", (long long)r.reencoded,
            (long long)r.undecodable);
+  if (o.crop_friendly) printf("; %lld recoded for crops", (long long)r.recoded);
   printf("\n");
   return II_OK;
 }
@@ -217,6 +223,9 @@ static ii_status list(const command *c, const ii_dataset *d, ii_error *err) {
   if (c->images) return list_images(d, err);
   printf("%s: %lld images of %lld classes%s\n", c->pack, (long long)n, (long long)classes,
          ii_dataset_has_meta(d) ? ", with time and place" : "");
+  if (ii_dataset_recoded(d) > 0)
+    printf("%lld images have other bytes than the files they were made from\n",
+           (long long)ii_dataset_recoded(d));
   int64_t *count = calloc((size_t)classes, sizeof *count);
   if (!count)
     return ii_error_set(err, II_ERR_MEMORY, "no memory for %lld classes", (long long)classes);
@@ -369,7 +378,11 @@ static ii_status extract(const command *c, const ii_dataset *d, ii_error *err) {
   ii_bytes_free(&buffer);
   if (fclose(names) != 0 && s == II_OK)
     s = ii_error_set(err, II_ERR_IO, "cannot write '%s': %s", path, strerror(errno));
-  if (s == II_OK) printf("%lld images and list.txt in %s\n", (long long)ii_dataset_size(d), c->out);
+  if (s != II_OK) return s;
+  printf("%lld images and list.txt in %s\n", (long long)ii_dataset_size(d), c->out);
+  if (ii_dataset_recoded(d) > 0)
+    printf("%lld of them have other bytes than the files they were made from\n",
+           (long long)ii_dataset_recoded(d));
   return s;
 }
 

@@ -2,7 +2,7 @@
 #ifndef II_PACK_FORMAT_H
 #define II_PACK_FORMAT_H
 
-#define II_PACK_VERSION    1
+#define II_PACK_VERSION    2
 #define II_PACK_BLOCK      "block_%05lld"
 #define II_PACK_MAX_FILE   (INT64_C(1) << 30) /* bytes of one image */
 #define II_PACK_MAX_SHARDS 100000

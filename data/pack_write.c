@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "data/checksum.h"
 #include "data/dataset_build.h"
+#include "data/jpeg_recode.h"
 #include "data/pack.h"
 #include "data/pack_format.h"
 #include "data/pack_h5.h"
@@ -26,11 +27,12 @@ enum { BLOCK_IMAGES = 256 };
 typedef struct {
   ii_bytes buffer;
   const uint8_t *bytes; /* into the buffer, a cached pack, or made */
-  uint8_t *made;        /* re-encoded */
+  uint8_t *made;        /* smaller or recoded */
   int64_t n;
   uint32_t crc;
-  bool taken, shrunk;
-  ii_error error;       /* it cannot be packed */
+  bool taken, shrunk, crop_friendly;
+  bool recoded;   /* here or in the pack it is read from: other bytes than the original file */
+  ii_error error; /* it cannot be packed */
   ii_error undecodable; /* it was to be made smaller but cannot */
 } item;
 
@@ -58,7 +60,7 @@ typedef struct {
 
   ii_pack_file shard; /* being written */
   int64_t shard_bytes, shard_images;
-  array size, label, crc, names, places, blocks;
+  array size, label, crc, names, places, recoded, blocks;
 
   array shard_names, shard_counts; /* for the index */
 } packer;
@@ -71,6 +73,15 @@ static ii_status append(array *a, const void *data, int64_t n, size_t element, i
 }
 
 /* ---- reading a block -------------------------------------------------------------------------*/
+
+static void recode_item(item *x) {
+  uint8_t *recoded;
+  int64_t n;
+  if (ii_jpeg_recode(x->bytes, x->n, &recoded, &n, &x->error) != II_OK || !recoded) return;
+  free(x->made);
+  x->bytes = x->made = recoded, x->n = n;
+  x->crop_friendly = true;
+}
 
 static void read_item(void *context, int thread, int64_t i) {
   packer *p = context;
@@ -88,6 +99,8 @@ static void read_item(void *context, int thread, int64_t i) {
     x->shrunk = x->made != NULL;
     if (x->made) x->bytes = x->made, x->n = n;
   }
+  if (p->o->crop_friendly && x->error.status == II_OK) recode_item(x);
+  x->recoded = x->made || ii_dataset_is_recoded(p->set, p->first + i);
   x->crc = ii_crc32c(0, x->bytes, x->n);
   atomic_fetch_add(&p->in_flight, x->n);
 }
@@ -130,7 +143,8 @@ static ii_status open_new_shard(packer *p, ii_error *err) {
   snprintf(path, sizeof path, "%s%s", p->folder, name);
   II_TRY(append(&p->shard_names, name, (int64_t)strlen(name) + 1, 1, err));
   II_TRY(append(&p->shard_counts, &(int64_t){0}, 1, sizeof(int64_t), err));
-  p->size.n = p->label.n = p->crc.n = p->names.n = p->places.n = p->blocks.n = 0;
+  p->size.n = p->label.n = p->crc.n = p->names.n = 0;
+  p->places.n = p->recoded.n = p->blocks.n = 0;
   p->shard_bytes = p->shard_images = 0;
   return ii_pack_h5_create(&p->shard, path, err);
 }
@@ -143,6 +157,7 @@ static ii_status close_shard(packer *p, ii_error *err) {
   II_TRY(ii_pack_h5_put(f, "image_crc32c", II_PACK_U32, p->crc.data, p->crc.n, true, err));
   II_TRY(ii_pack_h5_put(f, "names", II_PACK_U8, p->names.data, p->names.n, true, err));
   II_TRY(ii_pack_h5_put(f, "places", II_PACK_F32, p->places.data, p->places.n, true, err));
+  II_TRY(ii_pack_h5_put(f, "recoded", II_PACK_U8, p->recoded.data, p->recoded.n, true, err));
   II_TRY(ii_pack_h5_put(f, "block_images", II_PACK_I64, p->blocks.data, p->blocks.n, true, err));
   II_TRY(ii_pack_h5_put_number(f, "version", II_PACK_VERSION, err));
   II_TRY(ii_pack_h5_put_number(f, "id", p->id, err));
@@ -175,9 +190,12 @@ static ii_status index_item(packer *p, int64_t i, ii_error *err) {
     const float values[3] = {place->month ? (float)place->month : NAN, place->lat, place->lon};
     II_TRY(append(&p->places, values, 3, sizeof *values, err));
   }
+  const uint8_t recoded = x->recoded;
+  II_TRY(append(&p->recoded, &recoded, 1, 1, err));
   p->result->images++;
   p->result->bytes += x->n;
   p->result->reencoded += x->shrunk;
+  p->result->recoded += x->crop_friendly;
   if (x->undecodable.status == II_OK) return II_OK;
   p->result->undecodable++;
   if (p->o->on_bad) p->o->on_bad(p->o->context, name, x->undecodable.text);
@@ -338,8 +356,8 @@ static ii_status prepare(packer *p, ii_error *err) {
 }
 
 static void release(packer *p) {
-  array *arrays[] = {&p->size,   &p->label,  &p->crc,         &p->names,
-                     &p->places, &p->blocks, &p->shard_names, &p->shard_counts};
+  array *arrays[] = {&p->size,    &p->label,  &p->crc,         &p->names,       &p->places,
+                     &p->recoded, &p->blocks, &p->shard_names, &p->shard_counts};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]->data);
   for (int64_t i = 0; p->items && i < BLOCK_IMAGES; i++) {
     clear_item(&p->items[i]);

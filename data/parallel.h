@@ -5,8 +5,14 @@
 #include <stdint.h>
 #include "autograd/error.h"
 
-/* The processors this process may run on, at least 1. */
+/* The processors this process may use, at least 1: those of the calling thread's affinity mask, but
+ * no more than the processor time that its control group grants it, rounded up. */
 int ii_parallel_processors(void);
+
+/* That grant in processors, from the files below root ("" for those of this machine): the least of
+ * cpu.max (cgroup v2) or cpu.cfs_quota_us / cpu.cfs_period_us (v1) of the process's group in
+ * <root>/proc/self/cgroup and of the groups around it. 0: no limit, or none that can be read. */
+double ii_parallel_quota(const char *root);
 
 typedef struct {
   int threads; /* > 0 */

@@ -11,6 +11,7 @@
 #include "data/dataset_build.h"
 #include "data/decode.h"
 #include "data/parallel.h"
+#include "data/skip_list.h"
 
 typedef struct {
   ii_decoder *decoder;
@@ -138,12 +139,15 @@ void ii_scan_free(ii_scan_report *report) {
 
 static bool write_lines(FILE *f, const ii_dataset *d, const ii_scan_report *r) {
   char name[II_PATH_MAX];
-  fprintf(f, "# %lld of %lld images cannot be used: name, size, CRC-32C, reason\n",
-          (long long)r->bad_count, (long long)r->images);
+  fprintf(f, "# %lld of %lld images cannot be used: name, size, CRC-32C, reason\n%s\n",
+          (long long)r->bad_count, (long long)r->images, II_SKIP_ESCAPES);
   for (int64_t i = 0; i < r->bad_count; i++) {
     const ii_scan_bad *b = &r->bad[i];
     ii_dataset_name(d, b->sample, name);
-    fprintf(f, "%s\t%lld\t%08x\t%s\n", name, (long long)b->bytes, (unsigned)b->crc, b->reason);
+    ii_skip_write_text(f, name);
+    fprintf(f, "\t%lld\t%08x\t", (long long)b->bytes, (unsigned)b->crc);
+    ii_skip_write_text(f, b->reason);
+    fputc('\n', f);
   }
   return fflush(f) == 0 && !ferror(f) && fsync(fileno(f)) == 0;
 }

@@ -16,10 +16,39 @@ typedef struct {
 typedef struct {
   entry *v;
   int64_t n, capacity;
+  bool escaped; /* the file has the line II_SKIP_ESCAPES */
 } entries;
 
 static int by_name(const void *a, const void *b) {
   return strcmp(((const entry *)a)->name, ((const entry *)b)->name);
+}
+
+static const char PLAIN[] = "\\\t\n\r#", ESCAPED[] = "\\tnr#";
+
+void ii_skip_write_text(FILE *f, const char *text) {
+  for (const char *p = text; *p; p++) {
+    const char *at = strchr(PLAIN, *p);
+    if (at && (*p != '#' || p == text))
+      fprintf(f, "\\%c", ESCAPED[at - PLAIN]);
+    else
+      fputc(*p, f);
+  }
+}
+
+/* In place. False for what ii_skip_write_text does not write. */
+static bool unescape(char *text) {
+  char *out = text;
+  for (const char *p = text; *p; p++) {
+    char c = *p;
+    if (c == '\\') {
+      const char *at = *++p ? strchr(ESCAPED, *p) : NULL;
+      if (!at) return false;
+      c = PLAIN[at - ESCAPED];
+    }
+    *out++ = c;
+  }
+  *out = 0;
+  return true;
 }
 
 static ii_status add_line(entries *e, char *line, const char *path, int64_t number, ii_error *err) {
@@ -30,7 +59,7 @@ static ii_status add_line(entries *e, char *line, const char *path, int64_t numb
   }
   if (p && (p = strchr(p, '\t')) != NULL) *p = 0;
   entry x = {0};
-  bool good = field[2] && *line;
+  bool good = field[2] && *line && (!e->escaped || unescape(line));
   if (good) {
     errno = 0;
     x.bytes = strtoll(field[1], &end1, 10);
@@ -59,7 +88,10 @@ static ii_status read_list(entries *e, const char *path, ii_error *err) {
   ssize_t n;
   for (int64_t number = 1; s == II_OK && (n = getline(&line, &size, file)) >= 0; number++) {
     while (n > 0 && (line[n - 1] == '\n' || line[n - 1] == '\r')) line[--n] = 0;
-    if (n > 0 && line[0] != '#') s = add_line(e, line, path, number, err);
+    if (n > 0 && line[0] != '#')
+      s = add_line(e, line, path, number, err);
+    else if (!strcmp(line, II_SKIP_ESCAPES))
+      e->escaped = true;
   }
   if (s == II_OK && ferror(file))
     s = ii_error_set(err, II_ERR_IO, "cannot read '%s': %s", path, strerror(errno));

@@ -1,9 +1,18 @@
 /* Skip lists: which images of a data set cannot be used, as found by `scan`. A text file, one image
  * per line: name, size in bytes, CRC-32C in 8 hexadecimal digits, reason, separated by tabs; lines
- * that begin with '#' are comments. The name is that of ii_dataset_name. */
+ * that begin with '#' are comments. The name is that of ii_dataset_name.
+ * After a line that is II_SKIP_ESCAPES, names and reasons have \\ for a backslash, \t for a tab, \n
+ * and \r for line ends, \# for a '#' at the beginning. Lists without that line are older: every
+ * character in them stands for itself. */
 #ifndef II_SKIP_LIST_H
 #define II_SKIP_LIST_H
+#include <stdio.h>
 #include "data/dataset.h"
+
+#define II_SKIP_ESCAPES "# escapes: \\\\ \\t \\n \\r \\#"
+
+/* Writes text to f as it stands in a list with II_SKIP_ESCAPES. */
+void ii_skip_write_text(FILE *f, const char *text);
 
 typedef struct {
   int64_t listed;  /* lines */

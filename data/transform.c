@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "data/normalise.h"
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -12,9 +13,9 @@
 struct ii_transformer {
   ii_resizer *resizer;
   ii_augmenter *augmenter;
-  ii_image pixels;        /* the result */
-  float value[256][4];    /* of a byte, by channel, */
-  double mean[3], std[3]; /* with these; std 0: not yet made */
+  ii_stopwatch *watch; /* NULL: none */
+  ii_image pixels;     /* the result */
+  ii_normaliser values;
 };
 
 #define CROP_TRIES 10
@@ -75,6 +76,10 @@ void ii_transformer_free(ii_transformer *t) {
   ii_augmenter_free(t->augmenter);
   ii_image_free(&t->pixels);
   free(t);
+}
+
+void ii_transformer_measure(ii_transformer *t, ii_stopwatch *watch) {
+  t->watch = watch;
 }
 
 static ii_filter draw_filter(const ii_transform *t, ii_rng *rng) {
@@ -183,17 +188,23 @@ static void window(const ii_image *part, int64_t top, int64_t left, ii_box box, 
            (size_t)(w * 3));
 }
 
-static ii_status augment(ii_transformer *tr, const ii_transform *t, ii_rng *rng, ii_error *err) {
-  ii_augment_step steps[II_AUGMENT_STEPS];
-  uint8_t fill[3];
-  int n = 0;
+ii_transform_steps ii_transform_draw_steps(const ii_transform *t, ii_rng *rng) {
+  ii_transform_steps s = {0};
+  if (!t->train) return s;
   if (t->auto_augment.layers > 0)
-    n = ii_randaugment_draw(&t->auto_augment, rng, steps);
+    s.count = ii_randaugment_draw(&t->auto_augment, rng, s.steps);
   else if (t->jitter[0] > 0 || t->jitter[1] > 0 || t->jitter[2] > 0 || t->jitter[3] > 0)
-    n = ii_jitter_draw(t->jitter, rng, steps);
+    s.count = ii_jitter_draw(t->jitter, rng, s.steps);
+  for (int i = 0; i < s.count; i++) s.filters[i] = draw_filter(t, rng);
+  return s;
+}
+
+static ii_status augment(ii_transformer *tr, const ii_transform *t, ii_rng *rng, ii_error *err) {
+  const ii_transform_steps s = ii_transform_draw_steps(t, rng);
+  uint8_t fill[3];
   for (int c = 0; c < 3; c++) fill[c] = (uint8_t)fmax(0, fmin(255, rint(255 * t->mean[c])));
-  for (int i = 0; i < n; i++)
-    II_TRY(ii_augment_apply(tr->augmenter, steps[i].op, steps[i].arg, draw_filter(t, rng), fill,
+  for (int i = 0; i < s.count; i++)
+    II_TRY(ii_augment_apply(tr->augmenter, s.steps[i].op, s.steps[i].arg, s.filters[i], fill,
                             &tr->pixels, err));
   return II_OK;
 }
@@ -211,36 +222,19 @@ static ii_status make_pixels(ii_transformer *tr, const ii_transform *t,
     job.src = part, job.top = top, job.left = left;
     II_TRY(ii_resize(tr->resizer, &job, out, err));
   }
-  return t->train ? augment(tr, t, rng, err) : II_OK;
-}
-
-static void make_values(ii_transformer *tr, const ii_transform *t) {
-  if (memcmp(tr->mean, t->mean, sizeof tr->mean) == 0 &&
-      memcmp(tr->std, t->std, sizeof tr->std) == 0)
-    return;
-  for (int v = 0; v < 256; v++)
-    for (int c = 0; c < 3; c++)
-      tr->value[v][c] = ((float)v / 255.0f - (float)t->mean[c]) / (float)t->std[c];
-  memcpy(tr->mean, t->mean, sizeof tr->mean);
-  memcpy(tr->std, t->std, sizeof tr->std);
-}
-
-static void normalise(ii_transformer *tr, const ii_transform *t, float *out) {
-  const uint8_t *p = tr->pixels.data;
-  int64_t n = tr->pixels.w * tr->pixels.h;
-  make_values(tr, t);
-  for (int64_t i = 0; i < n; i++, p += 3, out += 3) {
-    out[0] = tr->value[p[0]][0];
-    out[1] = tr->value[p[1]][1];
-    out[2] = tr->value[p[2]][2];
-  }
+  ii_lap(tr->watch, II_STAGE_RESIZE);
+  II_TRY(augment(tr, t, rng, err));
+  ii_lap(tr->watch, II_STAGE_AUGMENT);
+  return II_OK;
 }
 
 ii_status ii_transform_part(ii_transformer *tr, const ii_transform *t,
                             const ii_transform_plan *plan, const ii_image *part, int64_t top,
                             int64_t left, ii_rng *rng, float *out, ii_error *err) {
   II_TRY(make_pixels(tr, t, plan, part, top, left, rng, err));
-  normalise(tr, t, out);
+  ii_normaliser_set(&tr->values, t->mean, t->std);
+  ii_normalise(&tr->values, tr->pixels.data, tr->pixels.w * tr->pixels.h, out);
+  ii_lap(tr->watch, II_STAGE_WRITE);
   return II_OK;
 }
 

@@ -7,6 +7,7 @@
 #define II_TRANSFORM_H
 #include "data/randaugment.h"
 #include "data/resize.h"
+#include "data/stages.h"
 
 typedef struct {
   int64_t size;           /* the result is size x size pixels */
@@ -56,10 +57,25 @@ typedef struct {
  */
 ii_transform_plan ii_transform_draw(const ii_transform *t, int64_t w, int64_t h, ii_rng *rng);
 
+/* The operations of RandAugment or of colour jitter on one image, in their order. */
+typedef struct {
+  int count;
+  ii_augment_step steps[II_AUGMENT_STEPS];
+  ii_filter filters[II_AUGMENT_STEPS]; /* of the geometric ones */
+} ii_transform_steps;
+
+/* Draws them with what follows in rng behind the plan: those that ii_transform_part applies. None
+ * with the evaluation transform, which takes nothing from rng. */
+ii_transform_steps ii_transform_draw_steps(const ii_transform *t, ii_rng *rng);
+
 /* The working memory of a transform: one per thread. */
 typedef struct ii_transformer ii_transformer;
 ii_status ii_transformer_new(ii_transformer **transformer, ii_error *err);
 void ii_transformer_free(ii_transformer *transformer); /* NULL is allowed */
+
+/* From now on adds its time to the stages RESIZE, AUGMENT and WRITE of watch, which is the
+ * caller's; what passed before a call goes to RESIZE, so take a lap first. NULL: no more. */
+void ii_transformer_measure(ii_transformer *transformer, ii_stopwatch *watch);
 
 /* The transform of the part of an image: part holds at least plan->source and begins at (top, left)
  * of the image; rng goes on where the plan left it. out [size, size, 3] float32 (NHWC order) is

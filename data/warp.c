@@ -1,8 +1,9 @@
 /* The value of every pixel must be that of Pillow's double arithmetic, operation by operation: with
  * round magnitudes positions are decimal fractions, and then exact results often lie on an integer,
- * where the last bit decides what is cut off. So this is double too, and the speed comes from
- * vectors and from the axes: a shear or translation interpolates along one axis alone (the other
- * fraction is exactly 0, and a cubic at 0 is its second point), which is a fifth of the work.
+ * where the last bit decides what is cut off. But that is so for few pixels: a row is computed in
+ * single precision first (data/warp_near.h), and in double where that leaves a doubt. A shear or
+ * translation interpolates along one axis alone (the other fraction is exactly 0, and a cubic at 0
+ * is its second point).
  *
  * All kernels read a copy with 4 bytes per pixel and the edge pixels repeated twice around it, so
  * that no tap needs a bound. */
@@ -11,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "data/warp_near.h"
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
@@ -30,16 +32,34 @@
 
 #define EDGE     2
 #define MAX_SIDE 32767
+#define LAST_BITS                                                                                  \
+  1e-6 /* by more than that no position is rounded: so near to a pixel those of a row              \
+        * may lie on both sides of it, and then have other neighbours */
 
 typedef int32_t ints4 __attribute__((vector_size(16)));
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
 typedef double doubles4 __attribute__((vector_size(32)));
 
+/* What the arrays of a row have for each pixel. */
+typedef struct {
+  double at[2];
+  int64_t place;
+  float value[4], t[2];
+  uint8_t bytes[4], doubt[4], base[4], spread[4];
+} row_room;
+enum { ROW_END = 16 }; /* pixels behind a row that may be looked at */
+
 struct ii_warper {
-  uint8_t *padded;  /* [h + 2 EDGE, stride] */
-  double *at;       /* [w]: positions along a row */
-  double *fraction; /* [4 w]: of every byte of a row */
-  uint8_t *row;     /* [4 w] */
-  int64_t padded_capacity, at_capacity;
+  uint8_t *padded;        /* [h + 2 EDGE, stride] */
+  double *at_x, *at_y;    /* [w]: the positions of a row */
+  float *tx, *ty;         /* [w]: fractions */
+  int64_t *place;         /* [w]: of the pixels left of and above the positions, in bytes */
+  float *value;           /* [4 w] */
+  uint8_t *bytes;         /* [4 w] */
+  uint8_t *doubt;         /* [4 w], and room to look behind it */
+  uint8_t *base, *spread; /* [4 w] */
+  void *rows;             /* all of these */
+  int64_t padded_capacity, row_capacity;
   int64_t stride; /* bytes of a padded row */
 };
 
@@ -52,41 +72,55 @@ ii_status ii_warper_new(ii_warper **warper, ii_error *err) {
 void ii_warper_free(ii_warper *warper) {
   if (!warper) return;
   free(warper->padded);
-  free(warper->at);
-  free(warper->fraction);
-  free(warper->row);
+  free(warper->rows);
   free(warper);
 }
 
 static ii_status reserve(ii_warper *wp, int64_t w, int64_t h, ii_error *err) {
   wp->stride = (w + 2 * EDGE) * 4;
-  int64_t bytes = wp->stride * (h + 2 * EDGE);
+  int64_t bytes = wp->stride * (h + 2 * EDGE) + 4 * II_NEAR_ROOM;
   if (bytes > wp->padded_capacity) {
     free(wp->padded);
     wp->padded = malloc((size_t)bytes);
     wp->padded_capacity = wp->padded ? bytes : 0;
   }
-  if (w > wp->at_capacity) {
-    free(wp->at);
-    free(wp->fraction);
-    free(wp->row);
-    wp->at = malloc((size_t)w * sizeof *wp->at);
-    wp->fraction = malloc((size_t)w * 4 * sizeof *wp->fraction);
-    wp->row = malloc((size_t)w * 4);
-    wp->at_capacity = wp->at && wp->fraction && wp->row ? w : 0;
+  if (w > wp->row_capacity) {
+    free(wp->rows);
+    wp->rows = calloc((size_t)w + ROW_END, sizeof(row_room));
+    wp->row_capacity = wp->rows ? w : 0;
   }
-  if (!wp->padded || !wp->at || !wp->fraction || !wp->row)
+  if (!wp->padded || !wp->rows)
     return ii_error_set(err, II_ERR_MEMORY, "no memory to warp an image");
+  int64_t n = wp->row_capacity + ROW_END;
+  wp->at_x = wp->rows, wp->at_y = wp->at_x + n;
+  wp->place = (int64_t *)(wp->at_y + n);
+  wp->value = (float *)(wp->place + n);
+  wp->tx = wp->value + 4 * n, wp->ty = wp->tx + n;
+  wp->bytes = (uint8_t *)(wp->ty + n), wp->doubt = wp->bytes + 4 * n;
+  wp->base = wp->doubt + 4 * n, wp->spread = wp->base + 4 * n;
   return II_OK;
+}
+
+/* Pixels of 3 bytes to pixels of 4. */
+static void add_fourth(const uint8_t *in, int64_t n, uint8_t *out) {
+  const bytes16 none = {0};
+  int64_t x = 0;
+  for (; x + 6 <= n; x += 4) { /* reads 16 bytes, of which 12 count */
+    bytes16 v;
+    memcpy(&v, in + 3 * x, sizeof v);
+    v = __builtin_shufflevector(v, none, 0, 1, 2, 16, 3, 4, 5, 16, 6, 7, 8, 16, 9, 10, 11, 16);
+    memcpy(out + 4 * x, &v, sizeof v);
+  }
+  for (; x < n; x++)
+    out[4 * x] = in[3 * x], out[4 * x + 1] = in[3 * x + 1], out[4 * x + 2] = in[3 * x + 2],
+            out[4 * x + 3] = 0;
 }
 
 /* The padded copy. */
 static void pad(ii_warper *wp, const uint8_t *in, int64_t w, int64_t h) {
   for (int64_t y = 0; y < h; y++, in += w * 3) {
     uint8_t *row = wp->padded + (y + EDGE) * wp->stride, *p = row + EDGE * 4;
-    for (int64_t x = 0; x < w; x++)
-      p[4 * x] = in[3 * x], p[4 * x + 1] = in[3 * x + 1], p[4 * x + 2] = in[3 * x + 2],
-            p[4 * x + 3] = 0;
+    add_fourth(in, w, p);
     for (int64_t e = 0; e < EDGE; e++) {
       memcpy(row + e * 4, p, 4);
       memcpy(p + (w + e) * 4, p + (w - 1) * 4, 4);
@@ -170,129 +204,145 @@ INLINE doubles4 sample(const uint8_t *p, int64_t stride, double tx, double ty, b
   return top + (bottom - top) * ty;
 }
 
+/* Along which axes there is anything to interpolate. */
+typedef enum { ALONG_X, ALONG_Y, ALONG_BOTH } axes;
+
 typedef struct {
   int64_t w, h;
   const double *m;
+  ii_filter filter;
+  axes kind;
   const uint8_t *fill;
   uint8_t *out;
 } job;
 
-INLINE void warp_pixels(const ii_warper *wp, const job *j, bool bicubic, bool across, bool down) {
-  const double *m = j->m, width = (double)j->w, height = (double)j->h;
-  uint8_t *out = j->out;
-  for (int64_t y = 0; y < j->h; y++) {
-    double cy = (double)y + 0.5;
-    for (int64_t x = 0; x < j->w; x++, out += 3) {
-      double cx = (double)x + 0.5;
-      double sx = m[0] * cx + m[1] * cy + m[2], sy = m[3] * cx + m[4] * cy + m[5];
-      if (!(sx >= 0 && sx < width && sy >= 0 && sy < height)) {
-        memcpy(out, j->fill, 3);
-        continue;
-      }
-      sx -= 0.5, sy -= 0.5;
-      double fx = floor(sx), fy = floor(sy);
-      const uint8_t *p = pixel(wp, (int64_t)fx, (int64_t)fy);
-      doubles4 v = sample(p, wp->stride, sx - fx, sy - fy, bicubic, across, down);
-      store(v, out);
+/* Whether all pixels around are the same; then all differences of any formula are 0. */
+static bool flat(const uint8_t *p, int64_t stride) {
+  uint8_t row[4][16];
+  for (int i = 0; i < 4; i++) memcpy(row[i], p - 4 + (i - 1) * stride, 16);
+  return memcmp(row[0], row[0] + 4, 12) == 0 && memcmp(row[0], row[1], 16) == 0 &&
+         memcmp(row[0], row[2], 16) == 0 && memcmp(row[0], row[3], 16) == 0;
+}
+
+/* The value of the pixel at (sx, sy), for which single precision is not enough. */
+static void exact(const ii_warper *wp, const job *j, double sx, double sy, uint8_t *out) {
+  sx -= 0.5, sy -= 0.5;
+  double fx = floor(sx), fy = floor(sy), tx = sx - fx, ty = sy - fy;
+  const uint8_t *p = pixel(wp, (int64_t)fx, (int64_t)fy);
+  if (flat(p, wp->stride)) {
+    memcpy(out, p, 3);
+    return;
+  }
+  doubles4 v;
+  if (j->filter != II_FILTER_BICUBIC)
+    v = sample(p, wp->stride, tx, ty, false, true, true);
+  else if (j->kind == ALONG_X)
+    v = sample(p, wp->stride, tx, ty, true, true, false);
+  else if (j->kind == ALONG_Y)
+    v = sample(p, wp->stride, tx, ty, true, false, true);
+  else
+    v = sample(p, wp->stride, tx, ty, true, true, true);
+  store(v, out);
+}
+
+/* The positions of row y; *from..*to-1 lie inside of the image (each coordinate rises or falls
+ * along a row, so they follow each other). */
+static void find_row(ii_warper *wp, const job *j, int64_t y, int64_t *from, int64_t *to) {
+  const double *m = j->m, cy = (double)y + 0.5, width = (double)j->w, height = (double)j->h;
+  const double m0 = m[0], m1 = m[1] * cy, m2 = m[2], m3 = m[3], m4 = m[4] * cy, m5 = m[5];
+  const int32_t w = (int32_t)j->w;
+  double *restrict at_x = wp->at_x, *restrict at_y = wp->at_y;
+  for (int32_t x = 0; x < w; x++) {
+    double cx = (double)x + 0.5;
+    at_x[x] = m0 * cx + m1 + m2;
+    at_y[x] = m3 * cx + m4 + m5;
+  }
+  int64_t a = 0, b = j->w;
+  while (a < b && !(at_x[a] >= 0 && at_x[a] < width && at_y[a] >= 0 && at_y[a] < height)) a++;
+  while (b > a &&
+         !(at_x[b - 1] >= 0 && at_x[b - 1] < width && at_y[b - 1] >= 0 && at_y[b - 1] < height))
+    b--;
+  *from = a, *to = b;
+}
+
+/* Where the pixels from..to-1 of a row are, and their fractions in single precision. */
+static void split_row(ii_warper *wp, int64_t from, int64_t to) {
+  const double *restrict at_x = wp->at_x, *restrict at_y = wp->at_y;
+  float *restrict tx = wp->tx, *restrict ty = wp->ty;
+  int64_t *restrict place = wp->place, stride = wp->stride;
+  for (int64_t x = from; x < to; x++) {
+    double sx = at_x[x] - 0.5, sy = at_y[x] - 0.5, fx = floor(sx), fy = floor(sy);
+    tx[x] = (float)(sx - fx), ty[x] = (float)(sy - fy);
+    place[x] = (int64_t)fy * stride + (int64_t)fx * 4;
+  }
+}
+
+/* The pixels from..to-1 of a row, nearly: wp->bytes and wp->doubt. */
+static void near_row(ii_warper *wp, const job *j, int64_t from, int64_t to) {
+  const bool bicubic = j->filter == II_FILTER_BICUBIC;
+  const uint8_t *origin = pixel(wp, 0, 0);
+  const int64_t n = to - from;
+  const bool run = j->kind == ALONG_X || (j->kind == ALONG_Y && j->m[3] == 0);
+  if (run) { /* all pixels have one fraction, but for the last bits of positions along x */
+    double sx = wp->at_x[from] - 0.5, sy = wp->at_y[from] - 0.5, fx = floor(sx), fy = floor(sy);
+    double t = j->kind == ALONG_X ? sx - fx : sy - fy;
+    if (t > LAST_BITS && t < 1 - LAST_BITS) {
+      ii_near_run(pixel(wp, (int64_t)fx, (int64_t)fy), j->kind == ALONG_X ? 4 : wp->stride, n,
+                  (float)t, bicubic, wp->spread, wp->bytes, wp->doubt);
+      return;
     }
   }
-}
-
-/* n bytes between b and c; each with its own fraction, or all with t[0]. */
-INLINE void cubic_bytes(const uint8_t *restrict a, const uint8_t *restrict b,
-                        const uint8_t *restrict c, const uint8_t *restrict d, int64_t n,
-                        const double *restrict t, bool one, uint8_t *restrict out) {
-  for (int64_t i = 0; i < n; i++) {
-    int32_t p1 = b[i], p2 = c[i] - a[i], p3 = 2 * (a[i] - b[i]) + c[i] - d[i];
-    int32_t p4 = b[i] - a[i] + d[i] - c[i];
-    double s = one ? t[0] : t[i];
-    out[i] = cut((int32_t)(p1 + s * (p2 + s * (p3 + s * p4))));
-  }
-}
-
-INLINE void linear_bytes(const uint8_t *restrict b, const uint8_t *restrict c, int64_t n,
-                         const double *restrict t, bool one, uint8_t *restrict out) {
-  for (int64_t i = 0; i < n; i++) {
-    double s = one ? t[0] : t[i];
-    out[i] = (uint8_t)(int32_t)(b[i] + (c[i] - b[i]) * s);
-  }
-}
-
-/* The n pixels of 4 bytes that begin at `from`, with fractions along x or y, to RGB. */
-static void run_of_pixels(ii_warper *wp, const uint8_t *from, int64_t step, int64_t n,
-                          const double *t, bool one, ii_filter filter, uint8_t *out) {
-  uint8_t *row = wp->row;
-  if (filter == II_FILTER_BICUBIC && one)
-    cubic_bytes(from - step, from, from + step, from + 2 * step, n * 4, t, true, row);
-  else if (filter == II_FILTER_BICUBIC)
-    cubic_bytes(from - step, from, from + step, from + 2 * step, n * 4, t, false, row);
-  else if (one)
-    linear_bytes(from, from + step, n * 4, t, true, row);
+  split_row(wp, from, to);
+  if (j->kind == ALONG_Y)
+    ii_near_down(origin, wp->stride, wp->place + from, wp->ty + from, n, bicubic, wp->value,
+                 wp->base, wp->spread, wp->bytes, wp->doubt);
   else
-    linear_bytes(from, from + step, n * 4, t, false, row);
-  for (int64_t x = 0; x < n; x++)
-    out[3 * x] = row[4 * x], out[3 * x + 1] = row[4 * x + 1], out[3 * x + 2] = row[4 * x + 2];
+    ii_near_both(origin, wp->stride, wp->place + from, wp->tx + from, wp->ty + from, n, bicubic,
+                 wp->value, wp->bytes, wp->doubt);
+}
+
+/* Pixels of 4 bytes to pixels of 3. */
+static void drop_fourth(const uint8_t *in, int64_t n, uint8_t *out) {
+  int64_t x = 0;
+  for (; x + 8 <= n; x += 4) { /* writes 16 bytes, of which 12 stay */
+    bytes16 v;
+    memcpy(&v, in + 4 * x, sizeof v);
+    v = __builtin_shufflevector(v, v, 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
+    memcpy(out + 3 * x, &v, sizeof v);
+  }
+  for (; x < n; x++)
+    out[3 * x] = in[4 * x], out[3 * x + 1] = in[4 * x + 1], out[3 * x + 2] = in[4 * x + 2];
+}
+
+/* Pixels with a byte that is not certain once more. */
+static void settle_doubts(const ii_warper *wp, const job *j, int64_t from, int64_t to,
+                          uint8_t *row) {
+  enum { TOGETHER = 16 };
+  for (int64_t x = from; x < to; x += TOGETHER) {
+    const uint8_t *doubt = wp->doubt + 4 * (x - from);
+    uint64_t parts[TOGETHER / 2], any = 0;
+    memcpy(parts, doubt, sizeof parts); /* there is room behind the row */
+    for (int i = 0; i < TOGETHER / 2; i++) any |= parts[i];
+    if (any == 0) continue;
+    for (int64_t k = x; k < to && k < x + TOGETHER; k++, doubt += 4)
+      if (doubt[0] | doubt[1] | doubt[2]) exact(wp, j, wp->at_x[k], wp->at_y[k], row + 3 * k);
+  }
 }
 
 static void fill_pixels(const uint8_t fill[3], int64_t n, uint8_t *out) {
   for (int64_t x = 0; x < n; x++, out += 3) out[0] = fill[0], out[1] = fill[1], out[2] = fill[2];
 }
 
-/* Along x alone. The source pixels of a row are consecutive but for roundings of positions next to
- * a whole number; rows with such a place go pixel by pixel. */
-static bool shifted_row(ii_warper *wp, const job *j, int64_t y, ii_filter filter) {
-  const double *m = j->m, cy = (double)y + 0.5, width = (double)j->w;
-  double *at = wp->at;
-  int64_t from = 0, to = j->w, w = j->w;
-  for (int64_t x = 0; x < w; x++) at[x] = m[0] * ((double)x + 0.5) + m[1] * cy + m[2];
-  while (from < w && !(at[from] >= 0)) from++;
-  while (to > from && !(at[to - 1] < width)) to--;
-  uint8_t *out = j->out + y * w * 3;
-  fill_pixels(j->fill, from, out);
-  fill_pixels(j->fill, w - to, out + to * 3);
-  if (from == to) return true;
-  double first = floor(at[from] - 0.5);
-  bool regular = true;
-  for (int64_t x = from; x < to; x++) {
-    double s = at[x] - 0.5, f = floor(s), t = s - f;
-    regular &= f == first + (double)(x - from);
-    for (int c = 0; c < 4; c++) wp->fraction[4 * x + c] = t;
-  }
-  if (!regular) return false;
-  run_of_pixels(wp, pixel(wp, (int64_t)first, y), 4, to - from, wp->fraction + 4 * from, false,
-                filter, out + from * 3);
-  return true;
-}
-
-static void shift_rows(ii_warper *wp, const job *j, ii_filter filter) {
-  for (int64_t y = 0; y < j->h; y++) {
-    if (shifted_row(wp, j, y, filter)) continue;
-    for (int64_t x = 0; x < j->w; x++) {
-      double sx = j->m[0] * ((double)x + 0.5) + j->m[1] * ((double)y + 0.5) + j->m[2];
-      if (!(sx >= 0 && sx < (double)j->w)) continue;
-      sx -= 0.5;
-      double f = floor(sx);
-      run_of_pixels(wp, pixel(wp, (int64_t)f, y), 4, 1, &(double){sx - f}, true, filter,
-                    j->out + (y * j->w + x) * 3);
-    }
-  }
-}
-
-/* Along y alone, every pixel of a row by the same way. */
-static void move_rows(ii_warper *wp, const job *j, ii_filter filter) {
-  const double *m = j->m;
-  for (int64_t y = 0; y < j->h; y++) {
-    uint8_t *out = j->out + y * j->w * 3;
-    double sy = m[3] * 0.5 + m[4] * ((double)y + 0.5) + m[5];
-    if (!(sy >= 0 && sy < (double)j->h)) {
-      fill_pixels(j->fill, j->w, out);
-      continue;
-    }
-    sy -= 0.5;
-    double f = floor(sy), t = sy - f;
-    const uint8_t *from = pixel(wp, 0, (int64_t)f);
-    run_of_pixels(wp, from, wp->stride, j->w, &t, true, filter, out);
-  }
+static void warp_row(ii_warper *wp, const job *j, int64_t y) {
+  uint8_t *row = j->out + y * j->w * 3;
+  int64_t from, to;
+  find_row(wp, j, y, &from, &to);
+  fill_pixels(j->fill, from, row);
+  fill_pixels(j->fill, j->w - to, row + to * 3);
+  if (from == to) return;
+  near_row(wp, j, from, to);
+  drop_fourth(wp->bytes, to - from, row + 3 * from);
+  settle_doubts(wp, j, from, to, row);
 }
 
 ii_status ii_warp(ii_warper *wp, const uint8_t *in, int64_t w, int64_t h, const double m[6],
@@ -301,19 +351,13 @@ ii_status ii_warp(ii_warper *wp, const uint8_t *in, int64_t w, int64_t h, const 
             (long long)h);
   II_TRY(reserve(wp, w, h, err));
   pad(wp, in, w, h);
-  job j = {w, h, m, fill, out};
-  bool bicubic = filter == II_FILTER_BICUBIC;
+  job j = {w, h, m, filter, ALONG_BOTH, fill, out};
   bool same_x = m[0] == 1 && m[1] == 0 && m[2] == 0, same_y = m[3] == 0 && m[4] == 1 && m[5] == 0;
   if (same_y && m[0] == 1)
-    shift_rows(wp, &j, filter);
-  else if (same_x && m[3] == 0)
-    move_rows(wp, &j, filter);
-  else if (same_x && bicubic)
-    warp_pixels(wp, &j, true, false, true);
-  else if (bicubic)
-    warp_pixels(wp, &j, true, true, true);
-  else
-    warp_pixels(wp, &j, false, true, true);
+    j.kind = ALONG_X;
+  else if (same_x && m[4] == 1)
+    j.kind = ALONG_Y;
+  for (int64_t y = 0; y < h; y++) warp_row(wp, &j, y);
   return II_OK;
 }
 

@@ -144,19 +144,27 @@ static char **copy_names(const evaluation *e, int64_t classes) {
   }
 }
 
-static ii_status run(evaluation *e, ii_eval_result *r, ii_error *err) {
-  II_TRY(ii_h5_open(e->o->checkpoint, &e->file, err));
-  II_TRY(open_data(e, err));
-  II_TRY(open_model(e, err));
+static ii_status plain(evaluation *e, const ii_validate_options *v, ii_eval_result *r,
+                       ii_error *err) {
   ii_loader_config l = ii_setup_loader(&e->cfg, e->set, false);
   l.on_bad = bad_file;
   l.context = e;
   ii_input_loader_memory(&l, e->ctx);
   if (ii_loader_new(&l, &e->loader, err) != II_OK) return ii_error_prefix(err, "validation images");
+  return ii_validate(e->model, e->loader, v, &r->accuracy, err);
+}
+
+static ii_status run(evaluation *e, ii_eval_result *r, ii_error *err) {
+  int64_t sizes[II_TTA_SCALES];
+  II_TRY(ii_tta_sizes(&e->o->tta, e->cfg.data.img_size, sizes, err));
+  II_TRY(ii_h5_open(e->o->checkpoint, &e->file, err));
+  II_TRY(open_data(e, err));
+  II_TRY(open_model(e, err));
   r->classes = e->cfg.model.num_classes;
   r->class_images = calloc((size_t)r->classes, sizeof *r->class_images);
   r->class_correct = calloc((size_t)r->classes, sizeof *r->class_correct);
-  if (!r->class_images || !r->class_correct)
+  if (e->o->tta.count) r->class_average = calloc((size_t)r->classes, sizeof *r->class_average);
+  if (!r->class_images || !r->class_correct || (e->o->tta.count && !r->class_average))
     return ii_error_set(err, II_ERR_MEMORY, "out of host memory");
   r->class_names = copy_names(e, r->classes);
   const ii_validate_options v = {.img_size = e->cfg.data.img_size,
@@ -167,7 +175,13 @@ static ii_status run(evaluation *e, ii_eval_result *r, ii_error *err) {
                                  .class_correct = r->class_correct,
                                  .say = e->o->say,
                                  .title = "evaluation"};
-  return ii_validate(e->model, e->loader, &v, &r->accuracy, err);
+  if (!e->o->tta.count) return plain(e, &v, r, err);
+  const ii_tta_options t = {.config = &e->cfg,
+                            .set = e->set,
+                            .tta = &e->o->tta,
+                            .plain = v,
+                            .class_correct = r->class_average};
+  return ii_tta_validate(e->model, &t, &r->accuracy, &r->average, err);
 }
 
 ii_status ii_eval_run(const ii_eval_options *o, ii_eval_result *r, ii_error *err) {
@@ -193,6 +207,7 @@ ii_status ii_eval_run(const ii_eval_options *o, ii_eval_result *r, ii_error *err
 void ii_eval_free(ii_eval_result *r) {
   free(r->class_images);
   free(r->class_correct);
+  free(r->class_average);
   free(r->class_names);
   *r = (ii_eval_result){0};
 }

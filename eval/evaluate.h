@@ -1,6 +1,8 @@
-/* Accuracy of a checkpoint on the validation images of a configuration. */
+/* Accuracy of a checkpoint on the validation images of a configuration, also with test-time
+ * augmentation. */
 #ifndef II_EVALUATE_H
 #define II_EVALUATE_H
+#include "eval/tta.h"
 #include "train/config.h"
 #include "train/report.h"
 #include "train/validate.h"
@@ -11,6 +13,7 @@ typedef struct {
   int device_index;       /* CUDA: which GPU */
   const char *checkpoint; /* ours, or any HDF5 file with the weights (weights.h) */
   bool ema;               /* evaluate the moving average */
+  ii_tta tta;             /* count 0: none */
   ii_say say;
 } ii_eval_options;
 
@@ -19,6 +22,8 @@ typedef struct {
   int64_t classes;        /* of the model */
   int64_t *class_images;  /* [classes] */
   int64_t *class_correct; /* [classes], top-1 */
+  ii_accuracy average;    /* with test-time augmentation: its result */
+  int64_t *class_average; /* [classes], top-1 of it; NULL without */
   char **class_names;     /* [classes], or NULL when neither checkpoint nor data has names */
 } ii_eval_result;
 

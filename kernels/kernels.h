@@ -101,9 +101,9 @@ typedef enum { II_ACT_NONE = 0, II_ACT_GELU } ii_act;
  * fwd writes y, mean, rstd. bwd reads x, gamma, beta (only with an activation), mean, rstd, gy.
  * place says what is done in the same pass, without activation; skip[rows,C] is the residual
  * stream and keep (already divided by the keep probability, NULL counts as 1) of type real:
- * - II_NORM_ENDS_BRANCH: y = skip + keep[row / keep_rows] * scale[c] * LN(x), skip of y_dtype,
- * layer scale[C] of type real or NULL. bwd also reads scale, keep and, for gscale, beta; the
- * gradient of skip is gy itself.
+ * - II_NORM_ENDS_BRANCH: y = skip + keep[row / keep_rows] * scale[c] * LN(x).
+ *   skip of y_dtype, layer scale[C] of type real or NULL. bwd also reads scale, keep and, for
+ * gscale, beta; the gradient of skip is gy itself.
  * - II_NORM_AFTER_BRANCH: sum = skip + keep[row / keep_rows] * f, y = LN(sum); skip and sum of type
  *   real and x_dtype, f[rows,C] of y_dtype; fwd writes sum and does not read x.
  *   bwd reads the sum as x, keep, and gsum (x_dtype), what else is in the gradient of the sum, or

@@ -6,11 +6,11 @@
 # where nvcc is, they pass the compile gate (docs/gpu.md) and the programs start with NVIDIA's libraries.
 #
 #   scripts/test.sh                     everything
-#   scripts/test.sh --part cpu          one part: cpu, sanitize, race, emulate, profile, gate, cuda
+#   scripts/test.sh --part cpu          one of: cpu threads sanitize race emulate profile gate cuda
 #   scripts/test.sh --part cpu -R data  other arguments go to ctest
 set -euo pipefail
 cd "$(dirname "$0")/.."
-parts="cpu sanitize race emulate profile gate cuda"
+parts="cpu threads sanitize race emulate profile gate cuda"
 if [ "${1-}" = --part ]; then
   parts=${2:?--part needs one of: $parts}
   shift 2
@@ -21,10 +21,11 @@ bash scripts/setup.sh
 export OMP_WAIT_POLICY=passive
 jobs=$(nproc)
 
-target=all
-build() { # build PRESET [cmake option...]
+targets=all
+build() { # build PRESET [cmake option...]: what is in $targets
   cmake --preset "$@" >/dev/null
-  cmake --build "build/$1" --parallel "$jobs" --target "$target" >build/"$1".log 2>&1 || {
+  # shellcheck disable=SC2086
+  cmake --build "build/$1" --parallel "$jobs" --target $targets >build/"$1".log 2>&1 || {
     grep -E -A5 'error|undefined reference' "build/$1.log" >&2 || tail -n 30 "build/$1.log" >&2
     exit 1
   }
@@ -44,6 +45,14 @@ nvidia_headers() {
 part_cpu() {
   build sanitize
   check sanitize "$@"
+}
+# The threads of the input pipeline under ThreadSanitizer; nothing but these tests is built.
+part_threads() {
+  local names=(test_data_{loader,sampler,packed,threads})
+  targets="${names[*]}"
+  build tsan
+  targets=all
+  check tsan "$@"
 }
 # Queued work runs as late as it may, and device memory is closed to the host.
 part_sanitize() {
@@ -66,7 +75,7 @@ part_emulate() {
 }
 # Counts of memory accesses against their bounds.
 part_profile() {
-  target=profile_dcn build emulate-profile
+  targets=profile_dcn build emulate-profile
   check emulate-profile -R '^profile_dcn$' "$@"
 }
 part_gate() {

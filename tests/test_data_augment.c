@@ -10,7 +10,15 @@
 #include <cmocka.h>
 #include <math.h>
 #include <zlib.h>
+#include "data/normalise.h"
 #include "data/randaugment.h"
+#include "data/warp.h"
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off") /* formulas here are operation by operation */
+#endif
 
 #define FOLDER II_TEST_DATA "/golden/augment/"
 
@@ -197,6 +205,114 @@ static void test_notation(void **state) {
   }
 }
 
+/* ---- against the plain formulas --------------------------------------------------------------*/
+
+static double cubic_of(const double p[4], double t) {
+  double p2 = -p[0] + p[2], p3 = 2 * (p[0] - p[1]) + p[2] - p[3], p4 = -p[0] + p[1] - p[2] + p[3];
+  return p[1] + t * (p2 + t * (p3 + t * p4));
+}
+
+static int64_t inside(int64_t v, int64_t n) {
+  return v < 0 ? 0 : v >= n ? n - 1 : v;
+}
+
+/* Pillow's value of channel c at (sx, sy): double, operation by operation, cut off. */
+static uint8_t warped(const uint8_t *in, int64_t w, int64_t h, double sx, double sy, int c,
+                      bool bicubic) {
+  sx -= 0.5, sy -= 0.5;
+  const int64_t x = (int64_t)floor(sx), y = (int64_t)floor(sy);
+  const double tx = sx - (double)x, ty = sy - (double)y;
+  double rows[4], v;
+  for (int r = 0; r < 4; r++) {
+    double p[4];
+    for (int k = 0; k < 4; k++)
+      p[k] = in[(inside(y + r - 1, h) * w + inside(x + k - 1, w)) * 3 + c];
+    rows[r] = bicubic ? cubic_of(p, tx) : p[1] + (p[2] - p[1]) * tx;
+  }
+  v = bicubic ? cubic_of(rows, ty) : rows[1] + (rows[2] - rows[1]) * ty;
+  return (uint8_t)(v <= 0 ? 0 : v >= 255 ? 255 : (int)v);
+}
+
+static void check_warp(ii_warper *wp, const uint8_t *in, int64_t w, int64_t h, const double m[6],
+                       bool bicubic, uint8_t *out) {
+  ii_error err = {0};
+  assert_int_equal(
+      ii_warp(wp, in, w, h, m, bicubic ? II_FILTER_BICUBIC : II_FILTER_BILINEAR, fill, out, &err),
+      II_OK);
+  for (int64_t y = 0; y < h; y++)
+    for (int64_t x = 0; x < w; x++) {
+      const double cx = (double)x + 0.5, cy = (double)y + 0.5;
+      const double sx = m[0] * cx + m[1] * cy + m[2], sy = m[3] * cx + m[4] * cy + m[5];
+      const bool out_of_it = !(sx >= 0 && sx < (double)w && sy >= 0 && sy < (double)h);
+      for (int c = 0; c < 3; c++) {
+        uint8_t v = out_of_it ? fill[c] : warped(in, w, h, sx, sy, c, bicubic);
+        if (out[(y * w + x) * 3 + c] != v)
+          fail_msg("%lld x %lld, matrix %g %g %g %g %g %g, bicubic %d: pixel (%lld, %lld)",
+                   (long long)w, (long long)h, m[0], m[1], m[2], m[3], m[4], m[5], bicubic,
+                   (long long)x, (long long)y);
+      }
+    }
+}
+
+/* All kinds of matrices, with fractions that are whole, round and neither; noise, smooth pictures
+ * and flat ones, where whole numbers come out and the last bit decides. */
+static void test_warp_formula(void **state) {
+  static uint8_t in[70 * 60 * 3], out[70 * 60 * 3];
+  static const double parts[] = {0, 1, -2, 0.5, 0.25, -0.4, 0.1, 0.27131, -0.3, 1e-9, 12.8, 40};
+  ii_rng rng = ii_rng_make(9, II_RNG_TEST, 0, 0);
+  ii_error err = {0};
+  ii_warper *wp;
+  assert_int_equal(ii_warper_new(&wp, &err), II_OK);
+  for (int i = 0; i < 2100; i++) {
+    const int64_t w = 1 + (int64_t)ii_rng_below(&rng, 70), h = 1 + (int64_t)ii_rng_below(&rng, 60);
+    const int kind = i % 4, shape = i / 4 % 7;
+    for (int64_t k = 0; k < w * h * 3; k++) {
+      const int64_t x = k / 3 % w, y = k / 3 / w;
+      in[k] = (uint8_t)(kind == 0   ? ii_rng_u32(&rng)
+                        : kind == 1 ? 3 * x + 2 * y
+                        : kind == 2 ? (x / 9 + y / 7) % 2 * 255
+                                    : 100 + (ii_rng_u32(&rng) & 1));
+    }
+    double a = parts[ii_rng_below(&rng, 12)], b = parts[ii_rng_below(&rng, 12)];
+    if (i % 3 == 0) a = ii_rng_range(&rng, -0.5, 0.5);
+    double m[6] = {1, 0, 0, 0, 1, 0};
+    if (shape == 0) m[1] = a;
+    if (shape == 1) m[3] = a;
+    if (shape == 2) m[2] = a;
+    if (shape == 3) m[5] = a;
+    if (shape == 4) m[0] = m[4] = cos(a), m[1] = sin(a), m[3] = -sin(a), m[2] = b, m[5] = a;
+    if (shape == 6) { /* one row lies on the pixels, but for the last bits of the positions */
+      m[1] = (double)(1 + i % 9) / 10;
+      m[2] = (double)ii_rng_below(&rng, 20) - 10 -
+             m[1] * ((double)ii_rng_below(&rng, (uint32_t)h) + 0.5);
+    }
+    if (shape == 5) m[0] = 0.7, m[1] = a, m[2] = b, m[3] = b / 40, m[4] = 1.3, m[5] = -a;
+    check_warp(wp, in, w, h, m, i % 2, out);
+  }
+  ii_warper_free(wp);
+}
+
+/* Normalised values are those of the formula for every byte, channel and number of pixels. */
+static void test_normalise(void **state) {
+  static const double means[][3] = {{0.485, 0.456, 0.406}, {0.5, 0.5, 0.5}, {0, 0.1, 1.0 / 3}};
+  static const double stds[][3] = {{0.229, 0.224, 0.225}, {0.5, 0.5, 0.5}, {1, 1e-3, 7.7}};
+  static uint8_t rgb[300 * 3];
+  static float out[300 * 3 + 1];
+  ii_normaliser n = {0};
+  for (int i = 0; i < 900; i++) rgb[i] = (uint8_t)(i / 3 + i % 3 * 85);
+  for (int k = 0; k < 3; k++)
+    for (int64_t pixels = 0; pixels <= 300; pixels += pixels < 40 ? 1 : 13) {
+      ii_normaliser_set(&n, means[k], stds[k]);
+      out[pixels * 3] = 77;
+      ii_normalise(&n, rgb, pixels, out);
+      assert_true(out[pixels * 3] == 77);
+      for (int64_t i = 0; i < pixels * 3; i++) {
+        volatile float part = (float)rgb[i] / 255.0f, less = part - (float)means[k][i % 3];
+        assert_true(out[i] == less / (float)stds[k][i % 3]);
+      }
+    }
+}
+
 /* ---- what is drawn ---- */
 
 typedef struct {
@@ -325,6 +441,7 @@ int main(void) {
       cmocka_unit_test(test_golden),        cmocka_unit_test(test_edges),
       cmocka_unit_test(test_notation),      cmocka_unit_test(test_draws),
       cmocka_unit_test(test_draws_general), cmocka_unit_test(test_jitter),
+      cmocka_unit_test(test_warp_formula),  cmocka_unit_test(test_normalise),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -112,6 +112,36 @@ static void check_same(const ii_dataset *d) {
   ii_bytes_free(&y);
 }
 
+/* Names, labels and pixels are those of the folder. */
+static void check_same_pixels(const ii_dataset *d) {
+  char a[II_PATH_MAX], b[II_PATH_MAX];
+  ii_bytes x = {0}, y = {0};
+  ii_image u = {0}, v = {0};
+  ii_decoder *decoder;
+  ii_error err = {0};
+  const uint8_t *p, *q;
+  int64_t n, m;
+  assert_int_equal(ii_decoder_new(&decoder, &err), II_OK);
+  assert_int_equal(ii_dataset_size(d), TOTAL);
+  for (int64_t i = 0; i < TOTAL; i++) {
+    ii_dataset_name(folder, i, a);
+    ii_dataset_name(d, i, b);
+    assert_string_equal(a, b);
+    assert_int_equal(ii_dataset_label(d, i), i / EACH);
+    assert_int_equal(ii_dataset_read(folder, i, &x, &p, &n, &err), II_OK);
+    assert_int_equal(ii_dataset_read(d, i, &y, &q, &m, &err), II_OK);
+    assert_int_equal(ii_image_decode(decoder, p, n, &(ii_decode_options){0}, &u, &err), II_OK);
+    assert_int_equal(ii_image_decode(decoder, q, m, &(ii_decode_options){0}, &v, &err), II_OK);
+    assert_true(u.w == v.w && u.h == v.h);
+    assert_memory_equal(u.data, v.data, (size_t)(u.w * u.h * 3));
+  }
+  ii_decoder_free(decoder);
+  ii_image_free(&u);
+  ii_image_free(&v);
+  ii_bytes_free(&x);
+  ii_bytes_free(&y);
+}
+
 static void test_checksum(void **state) {
   char text[100];
   /* the check value of the CRC catalogue, and the vectors of RFC 3720, B.4 */
@@ -265,6 +295,77 @@ static void test_smaller(void **state) {
   ii_decoder_free(decoder);
   ii_image_free(&img);
   ii_bytes_free(&x);
+}
+
+/* ---- for crops -------------------------------------------------------------------------------*/
+
+/* Other bytes, the same pixels and batches; what other bytes are is known, also of a pack made of
+ * it. */
+static void test_crop_friendly(void **state) {
+  ii_error err = {0};
+  ii_pack_result r;
+  const ii_pack_options o = {.crop_friendly = true, .shard_bytes = 1, .threads = 3};
+  assert_int_equal(ii_pack_write(folder, in_root("crops.h5"), &o, &r, &err), II_OK);
+  assert_true(r.images == TOTAL && r.recoded == TOTAL && r.reencoded == 0);
+  ii_dataset *d = open_pack(in_root("crops.h5"), false), *again, *plain;
+  check_same_pixels(d);
+  assert_int_equal(ii_dataset_recoded(d), TOTAL);
+  assert_int_equal(ii_dataset_recoded(folder), 0);
+  make(d, in_root("again.h5"), 0);
+  again = open_pack(in_root("again.h5"), true);
+  assert_int_equal(ii_dataset_recoded(again), TOTAL);
+  make(folder, in_root("plain.h5"), 0);
+  plain = open_pack(in_root("plain.h5"), false);
+  assert_int_equal(ii_dataset_recoded(plain), 0);
+  for (int train = 0; train < 2; train++) {
+    ii_loader *a = open_loader(folder, train, 1), *b = open_loader(again, train, 3);
+    check_batches(a, b, 12);
+    ii_loader_seek(a, train ? 2 : 0, 4);
+    ii_loader_seek(b, train ? 2 : 0, 4);
+    check_batches(a, b, 5);
+    ii_loader_free(a);
+    ii_loader_free(b);
+  }
+  ii_dataset_free(plain);
+  ii_dataset_free(again);
+  ii_dataset_free(d);
+}
+
+/* Damaged files and those that are no JPEG stay as they are. */
+static void test_crop_friendly_as_is(void **state) {
+  ii_error err = {0};
+  ii_pack_result r;
+  ii_bytes x = {0}, y = {0};
+  const uint8_t *p, *q;
+  int64_t n, m;
+  ii_dataset *list;
+  assert_int_equal(ii_bytes_read(&x, in_root("set/class a/1.jpg"), &err), II_OK);
+  FILE *f = fopen(in_root("cut.jpg"), "wb");
+  assert_non_null(f);
+  fwrite(x.data, 1, (size_t)x.size * 3 / 4, f);
+  fclose(f);
+  f = fopen(in_root("text.jpg"), "wb");
+  fprintf(f, "this is not an image");
+  fclose(f);
+  f = fopen(in_root("asis.txt"), "w");
+  fprintf(f, "cut.jpg\t0\nset/class a/1.jpg\t0\ntext.jpg\t0\n");
+  fclose(f);
+  assert_int_equal(ii_dataset_open_list(in_root("asis.txt"), root, 0, &list, &err), II_OK);
+  const ii_pack_options o = {.crop_friendly = true};
+  assert_int_equal(ii_pack_write(list, in_root("asis.h5"), &o, &r, &err), II_OK);
+  assert_int_equal(r.recoded, 1);
+  ii_dataset *d = open_pack(in_root("asis.h5"), false);
+  assert_int_equal(ii_dataset_recoded(d), 1);
+  for (int64_t i = 0; i < 3; i += 2) {
+    assert_int_equal(ii_dataset_read(list, i, &x, &p, &n, &err), II_OK);
+    assert_int_equal(ii_dataset_read(d, i, &y, &q, &m, &err), II_OK);
+    assert_int_equal(n, m);
+    assert_memory_equal(p, q, (size_t)n);
+  }
+  ii_dataset_free(d);
+  ii_dataset_free(list);
+  ii_bytes_free(&x);
+  ii_bytes_free(&y);
 }
 
 /* An EXIF orientation survives: upright afterwards, it shows the same as the original. */
@@ -464,7 +565,7 @@ static void test_killed(void **state) {
     if (child == 0) {
       ii_pack_result r;
       ii_error e = {0};
-      const ii_pack_options o = {.shard_bytes = 1, .threads = 2};
+      const ii_pack_options o = {.shard_bytes = 1, .threads = 2, .crop_friendly = k % 3 == 0};
       _exit(ii_pack_write(folder, keep, &o, &r, &e) == II_OK ? 0 : 1);
     }
     usleep((unsigned)(k % 30 * 700));
@@ -480,7 +581,7 @@ static void test_killed(void **state) {
       continue;
     }
     if (ii_dataset_open_packed(keep, false, &d, &err) != II_OK) fail_msg("%s", err.text);
-    check_same(d);
+    check_same_pixels(d);
     ii_dataset_free(d);
     old += k >= 30;
     if (k < 30) unlink(keep);
@@ -596,12 +697,19 @@ static void test_shared_memory(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_checksum),         cmocka_unit_test(test_same_images),
-      cmocka_unit_test(test_list_with_places), cmocka_unit_test(test_same_batches),
-      cmocka_unit_test(test_smaller),          cmocka_unit_test(test_orientation_stays),
-      cmocka_unit_test(test_damaged_packs),    cmocka_unit_test(test_foreign_shard),
-      cmocka_unit_test(test_killed),           cmocka_unit_test(test_errors),
+      cmocka_unit_test(test_checksum),
+      cmocka_unit_test(test_same_images),
+      cmocka_unit_test(test_list_with_places),
+      cmocka_unit_test(test_same_batches),
+      cmocka_unit_test(test_smaller),
+      cmocka_unit_test(test_orientation_stays),
+      cmocka_unit_test(test_damaged_packs),
+      cmocka_unit_test(test_foreign_shard),
+      cmocka_unit_test(test_killed),
+      cmocka_unit_test(test_errors),
       cmocka_unit_test(test_shared_memory),
+      cmocka_unit_test(test_crop_friendly),
+      cmocka_unit_test(test_crop_friendly_as_is),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -518,6 +518,75 @@ static void test_progress_text(void **state) {
   assert_non_null(strstr(text, "==] 100 %  100/100  100/s  0:00 left"));
 }
 
+/* Names with tabs, line ends, backslashes and a '#' in front; lists that were made before there
+ * were escapes. */
+static void test_strange_names(void **state) {
+  static const char *const names[] = {"a\tb.jpg", "c\nd.jpg", "e\\tf.jpg",
+                                      "#g.jpg",   "h\ri.jpg", "good.jpg"};
+  enum { NAMES = sizeof names / sizeof *names };
+  char folder[600], path[700];
+  uint8_t rgb[20 * 20 * 3] = {0};
+  ii_error err = {0};
+  ii_dataset *d;
+  ii_scan_report r;
+  snprintf(folder, sizeof folder, "%s/strange", root);
+  mkdir(folder, 0777);
+  snprintf(path, sizeof path, "%s/#k", folder); /* the names begin with the class */
+  mkdir(path, 0777);
+  for (int i = 0; i < NAMES; i++) {
+    snprintf(path, sizeof path, "%s/#k/%s", folder, names[i]);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs("no picture", f);
+    fclose(f);
+    if (i == NAMES - 1) assert_int_equal(ii_image_write_jpeg(path, rgb, 20, 20, 90, &err), II_OK);
+  }
+  assert_int_equal(ii_dataset_open_folder(folder, NULL, &d, &err), II_OK);
+  assert_int_equal(ii_scan(d, &(ii_scan_options){0}, &r, &err), II_OK);
+  assert_int_equal(r.bad_count, NAMES - 1);
+  assert_int_equal(ii_scan_write_list(d, &r, in_root("strange.txt"), &err), II_OK);
+  const uint32_t before = ii_dataset_fingerprint(d);
+  if (ii_dataset_skip(d, in_root("strange.txt"), &err) != II_OK) fail_msg("%s", err.text);
+  const ii_skip_result *s = ii_dataset_skip_result(d);
+  assert_true(s->listed == NAMES - 1 && s->skipped == NAMES - 1 && s->unknown == 0);
+  assert_int_equal(ii_dataset_size(d), 1);
+  assert_int_not_equal(ii_dataset_fingerprint(d), before);
+  ii_dataset_free(d);
+  /* an older list: a backslash is one, and "#" begins a comment */
+  FILE *f = fopen(in_root("old.txt"), "w");
+  assert_non_null(f);
+  fprintf(f, "# a comment\n#k/good.jpg\t10\t00000000\tno name\n");
+  for (int i = 0; i < r.bad_count; i++)
+    fprintf(f, "k\\t%d.jpg\t10\t%08x\twhy\n", i, (unsigned)r.bad[0].crc);
+  fclose(f);
+  snprintf(path, sizeof path, "%s/list.txt", folder);
+  f = fopen(path, "w");
+  assert_non_null(f);
+  fprintf(f, "k\\t0.jpg 0\n#k/good.jpg 0\n");
+  fclose(f);
+  snprintf(path, sizeof path, "%s/k\\t0.jpg", folder);
+  f = fopen(path, "w");
+  assert_non_null(f);
+  fputs("no picture", f);
+  fclose(f);
+  snprintf(path, sizeof path, "%s/list.txt", folder);
+  assert_int_equal(ii_dataset_open_list(path, folder, 0, &d, &err), II_OK);
+  if (ii_dataset_skip(d, in_root("old.txt"), &err) != II_OK) fail_msg("%s", err.text);
+  s = ii_dataset_skip_result(d);
+  assert_true(s->listed == NAMES - 1 && s->skipped == 1 && s->unknown == NAMES - 2);
+  ii_dataset_free(d);
+  /* escapes that are never written */
+  f = fopen(in_root("bad.txt"), "w");
+  assert_non_null(f);
+  fprintf(f, "%s\nk\\x.jpg\t10\t00000000\twhy\n", II_SKIP_ESCAPES);
+  fclose(f);
+  assert_int_equal(ii_dataset_open_folder(folder, NULL, &d, &err), II_OK);
+  assert_int_equal(ii_dataset_skip(d, in_root("bad.txt"), &err), II_ERR_FORMAT);
+  assert_non_null(strstr(err.text, "bad.txt:2"));
+  ii_dataset_free(d);
+  ii_scan_free(&r);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_each_is_reported),
@@ -527,6 +596,7 @@ int main(void) {
       cmocka_unit_test(test_list_is_older_than_the_data),
       cmocka_unit_test(test_programs),
       cmocka_unit_test(test_progress_text),
+      cmocka_unit_test(test_strange_names),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -34,6 +34,8 @@ static const field FIELDS[] = {
     {"loss_scale", offsetof(ii_train_state, loss_scale), REAL | ADDED},
     {"good_updates", offsetof(ii_train_state, good_updates), ADDED},
     {"skipped_updates", offsetof(ii_train_state, skipped_updates), ADDED},
+    {"data_images", offsetof(ii_train_state, data_images), ADDED},
+    {"data_checksum", offsetof(ii_train_state, data_checksum), ADDED},
 };
 enum { FIELD_COUNT = sizeof FIELDS / sizeof *FIELDS };
 

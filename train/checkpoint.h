@@ -35,6 +35,9 @@ typedef struct {
   double loss_scale;       /* the present one; 0: none */
   int64_t good_updates;    /* since it last changed */
   int64_t skipped_updates; /* because of overflow */
+  int64_t data_images;   /* of the training set that epoch and batch are a position in; 0: unknown,
+                            an older checkpoint */
+  int64_t data_checksum; /* ii_dataset_fingerprint */
 } ii_train_state;
 
 /* What is saved. All pointers are borrowed. */

@@ -8,6 +8,7 @@
 #include "train/cli.h"
 #include "train/doctor.h"
 #include "train/plan.h"
+#include "train/data_profile.h"
 #include "train/setup.h"
 #include "train/trainer.h"
 #include "train/process.h"
@@ -77,12 +78,16 @@ enum {
   F_CONFIG,
   F_SET,
   F_RESUME,
+  F_ACCEPT_DATA,
   F_INIT,
   F_INIT_EMA,
   F_PARTIAL,
   F_DEVICE,
   F_PLAN,
   F_JSON,
+  F_PROFILE,
+  F_PROFILE_SECONDS,
+  F_PROFILE_RATE,
   F_DOCTOR,
   F_HELP,
   F_KEYS,
@@ -96,12 +101,20 @@ static const ii_flag FLAGS[] = {
     {"--resume", "auto|PATH",
      "go on from the newest whole checkpoint of train.output_dir (if there "
      "is one), or from PATH"},
+    {"--accept-changed-data", NULL,
+     "with --resume: go on in the middle of an epoch although the training images are not those of "
+     "the checkpoint"},
     {"--init", "PATH", "start from the weights of this HDF5 file (goes before train.init)"},
     {"--init-ema", NULL, "of that file take the moving average"},
     {"--partial", NULL, "let --init load what fits, instead of refusing a partial match"},
     {"--device", "cpu|cuda|cuda:N", "where to compute; cpu is the default"},
     {"--plan", NULL, "print parameters, multiply-adds and peak memory, and train nothing"},
     {"--json", NULL, "with --plan: as one JSON object"},
+    {"--profile-data", NULL,
+     "run the loader of the training images alone, with the configured threads and with one, print "
+     "images/s and where the time goes, and train nothing"},
+    {"--profile-seconds", "S", "with --profile-data: for how long each time; 10 is the default"},
+    {"--profile-rate", "N", "with --profile-data: say how many threads N images/s need"},
     {"--doctor", NULL, "what this program runs on, and a test of every kernel; trains nothing"},
     {"--help", NULL, "this text and all configuration keys"},
     {"--keys", NULL, "the configuration keys alone"},
@@ -113,14 +126,16 @@ typedef struct {
   ii_trainer_options options;
   const char *config, **sets;
   int n_sets;
-  bool plan, json, doctor, device_given;
+  bool plan, json, doctor, device_given, profile;
+  double profile_seconds, profile_rate; /* 0: not given */
 } command;
 
 static void print_help(void) {
   printf("usage: train --config NAME [flags]\n\nTrains an image classifier.\n\n");
   ii_cli_help(FLAGS, stdout);
   printf("\nSIGTERM, SIGINT (Ctrl-C) and SIGUSR1 finish the step, save a checkpoint and leave with "
-         "exit code %d;\na second signal leaves at once. Exit codes: 0 done, 1 error, 2 wrong "
+         "exit code %d;\na second signal leaves at once. They end --profile-data with what it has "
+         "measured. Exit codes: 0 done, 1 error, 2 wrong "
          "usage.\n\n",
          EXIT_RESUMABLE);
   ii_config_help(stdout);
@@ -141,6 +156,15 @@ static bool print_info(int flag) {
   return true;
 }
 
+static ii_status take_number(const char *flag, const char *text, double least, double *out,
+                             ii_error *err) {
+  char *end;
+  *out = strtod(text, &end);
+  if (end != text && !*end && *out >= least && *out <= 1e9) return II_OK;
+  return ii_error_set(err, II_ERR_ARG, "%s takes a number from %g on, not '%.100s'", flag, least,
+                      text);
+}
+
 static ii_status take_flag(command *c, int flag, const char *value, ii_error *err) {
   switch (flag) {
   case F_CONFIG:
@@ -151,6 +175,9 @@ static ii_status take_flag(command *c, int flag, const char *value, ii_error *er
     break;
   case F_RESUME:
     c->options.resume = value;
+    break;
+  case F_ACCEPT_DATA:
+    c->options.accept_changed_data = true;
     break;
   case F_INIT:
     c->options.init = value;
@@ -170,10 +197,30 @@ static ii_status take_flag(command *c, int flag, const char *value, ii_error *er
   case F_JSON:
     c->json = true;
     break;
+  case F_PROFILE:
+    c->profile = true;
+    break;
+  case F_PROFILE_SECONDS:
+    return take_number("--profile-seconds", value, 0.1, &c->profile_seconds, err);
+  case F_PROFILE_RATE:
+    return take_number("--profile-rate", value, 1, &c->profile_rate, err);
   case F_DOCTOR:
     c->doctor = true;
     break;
   }
+  return II_OK;
+}
+
+/* Flags that say nothing without another. */
+static ii_status check_company(const command *c, ii_error *err) {
+  if (c->json && !c->plan) return ii_error_set(err, II_ERR_ARG, "--json goes with --plan");
+  if ((c->profile_seconds > 0 || c->profile_rate > 0) && !c->profile)
+    return ii_error_set(err, II_ERR_ARG, "%s goes with --profile-data",
+                        c->profile_seconds > 0 ? "--profile-seconds" : "--profile-rate");
+  if (c->profile && c->plan)
+    return ii_error_set(err, II_ERR_ARG, "give one of --plan and --profile-data");
+  if (c->options.accept_changed_data && !c->options.resume)
+    return ii_error_set(err, II_ERR_ARG, "--accept-changed-data goes with --resume");
   return II_OK;
 }
 
@@ -192,7 +239,7 @@ static ii_status parse(command *c, int argc, char **argv, bool *done, ii_error *
     return ii_error_set(err, II_ERR_ARG,
                         "--config NAME is missing, e.g. --config quickstart.cfg "
                         "(--help explains)");
-  if (c->json && !c->plan) return ii_error_set(err, II_ERR_ARG, "--json goes with --plan");
+  II_TRY(check_company(c, err));
   if (c->options.init && c->options.resume && strcmp(c->options.resume, "auto") != 0)
     return ii_error_set(err, II_ERR_ARG,
                         "--init begins a run and --resume PATH goes on with one: give one of them");
@@ -229,6 +276,24 @@ static ii_status plan(command *c, ii_error *err) {
   II_TRY(ii_plan_make(&c->options.config, c->options.device, &p, err));
   II_TRY(c->json ? ii_plan_json(&p, &text, err) : ii_plan_text(&p, &text, err));
   printf("%s\n", text);
+  free(text);
+  return ii_cli_flush(stdout, err);
+}
+
+static ii_status profile(command *c, ii_error *err) {
+  static bool terminal;
+  ii_data_profile p;
+  char *text;
+  terminal = isatty(STDOUT_FILENO) == 1;
+  const ii_data_profile_options o = {.config = &c->options.config,
+                                     .seconds = c->profile_seconds > 0 ? c->profile_seconds : 10,
+                                     .rate = c->profile_rate,
+                                     .stop = &stop_signal,
+                                     .say = {print_line, &terminal}};
+  catch_signals();
+  II_TRY(ii_data_profile_measure(&o, &p, err));
+  II_TRY(ii_data_profile_text(&o, &p, &text, err));
+  printf("%s%s", terminal ? "\r\033[K" : "", text);
   free(text);
   return ii_cli_flush(stdout, err);
 }
@@ -283,7 +348,7 @@ int main(int argc, char **argv) {
   else if (!done && c->doctor)
     doctor(c, &code, &err);
   else if (!done && load_config(c, &err) == II_OK)
-    c->plan ? plan(c, &err) : train(c, &err);
+    c->plan ? plan(c, &err) : c->profile ? profile(c, &err) : train(c, &err);
   if (err.status == II_ERR_INTERRUPTED) code = EXIT_RESUMABLE;
   if (err.status != II_OK) code = fail(&err, code ? code : 1);
   if (c) free(c->sets);

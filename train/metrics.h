@@ -20,7 +20,8 @@ void ii_metrics_close(ii_metrics *m);
 typedef struct {
   int64_t epoch, step;        /* both counted from 1 */
   double loss, lr, grad_norm; /* loss: mean since the last record; grad_norm of the last update */
-  double images_per_second, data_wait; /* data_wait: share of the time, 0 to 1 */
+  double images_per_second, data_wait; /* data_wait: share of the time in which the
+                                        * loop stood still for the loader, 0 to 1 */
   double eta_seconds;
   int64_t memory_bytes; /* peak of the process; on a GPU what it holds there */
   double loss_scale;    /* 0: none */

@@ -18,6 +18,8 @@ typedef struct {
                          if there is one; or a checkpoint's path */
   const char *init;   /* NULL: train.init */
   bool init_ema, init_partial;       /* see ii_weights_options */
+  bool accept_changed_data;          /* resume inside of an epoch although the training images are
+                                        not those of the checkpoint */
   const volatile sig_atomic_t *stop; /* when it becomes nonzero: finish the step, save, return
                                         II_ERR_INTERRUPTED. May be NULL */
   ii_say say;

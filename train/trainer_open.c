@@ -221,6 +221,34 @@ static ii_status compare_classes(ii_trainer *t, ii_h5 *f, ii_error *err) {
   return s;
 }
 
+/* Which images an epoch has, and when, follows from their order in the data set: with other images
+ * the position of the checkpoint is not what it was. Takes the present ones into t->state. */
+static ii_status compare_data(ii_trainer *t, const ii_train_state *now, ii_h5 *f, ii_error *err) {
+  ii_train_state *s = &t->state;
+  const bool inside = s->batch > 0 && s->batch < s->steps_per_epoch;
+  char what[120] = "as many, with other names, labels or order";
+  const int64_t was = s->data_images;
+  const bool same = was == now->data_images && s->data_checksum == now->data_checksum;
+  s->data_images = now->data_images;
+  s->data_checksum = now->data_checksum;
+  if (was == 0 || same) return II_OK;
+  if (was != now->data_images)
+    snprintf(what, sizeof what, "%lld then, %lld now", (long long)was, (long long)now->data_images);
+  if (inside && !t->o.accept_changed_data)
+    return ii_error_set(err, II_ERR_ARG,
+                        "the training images are not those of %s (%s; a skip list counts): the "
+                        "rest of its epoch %lld would show some images again and others not at "
+                        "all; --accept-changed-data goes on all the same, a checkpoint from the "
+                        "end of an epoch needs no flag",
+                        ii_h5_path(f), what, (long long)s->epoch + 1);
+  ii_say_line(&t->say, II_SAY_WARNING,
+              "the training images are not those of the checkpoint (%s): from here on their order "
+              "is another one than without the change%s",
+              what,
+              inside ? ", and the rest of this epoch shows some again and others not at all" : "");
+  return II_OK;
+}
+
 /* A run that goes on from an older checkpoint would leave newer ones of another history behind. */
 static ii_status check_newer(ii_trainer *t, const char *from, ii_error *err) {
   char **paths;
@@ -240,6 +268,7 @@ static ii_status check_newer(ii_trainer *t, const char *from, ii_error *err) {
 
 static ii_status restore(ii_trainer *t, ii_h5 *f, ii_error *err) {
   ii_train_state *s = &t->state;
+  const ii_train_state now = *s;
   const int64_t n = t->schedule.steps_per_epoch;
   II_TRY(ii_checkpoint_state(f, s, err));
   II_TRY(compare_config(t, f, err));
@@ -249,6 +278,7 @@ static ii_status restore(ii_trainer *t, ii_h5 *f, ii_error *err) {
                         "%s counts %lld steps per epoch, this run has %lld: the data or the batch "
                         "size changed; to reuse its weights in a new run, use --init",
                         ii_h5_path(f), (long long)s->steps_per_epoch, (long long)n);
+  II_TRY(compare_data(t, &now, f, err));
   II_TRY(ii_checkpoint_restore(f, t->params, &t->optimizer, err));
   ii_loader_seek(t->loader, s->epoch, s->batch);
   ii_say_line(&t->say, II_SAY_NOTE, "resumed from %s: epoch %lld, batch %lld, step %lld",
@@ -288,6 +318,8 @@ static ii_status start(ii_trainer *t, ii_error *err) {
   t->state = (ii_train_state){.steps_per_epoch = t->schedule.steps_per_epoch,
                               .seed = t->cfg->train.seed,
                               .validated_step = -1,
+                              .data_images = ii_dataset_size(t->train_set),
+                              .data_checksum = ii_dataset_fingerprint(t->train_set),
                               .best_top1 = -1};
   II_TRY(find_start(t, &f, err));
   if (!f) return init ? load_init(t, init, err) : II_OK;

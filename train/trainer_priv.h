@@ -13,6 +13,8 @@ typedef struct {
   int64_t steps, images;
   double seconds_per_step; /* smoothed over the whole run of this process; 0: not known yet */
   double pulsed;           /* when a pulse was last shown */
+  int64_t windows;         /* in this process */
+  bool advised;            /* the loader was said to be slow */
 } ii_pace;
 
 /* The host looks at what the device knows after this many steps at the latest. */

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
+#include "data/parallel.h"
 #include "train/trainer_priv.h"
 
 double ii_trainer_now(void) {
@@ -85,6 +86,27 @@ static void show(const ii_trainer *t, ii_say_kind kind, const ii_train_record *r
               (double)r->memory_bytes / (double)(1 << 30));
 }
 
+/* Says once that the loader sets the pace. Of the first window its start is a part, and a window
+ * below a second says little. */
+static void advise(ii_trainer *t, const ii_train_record *r) {
+  ii_pace *p = &t->pace;
+  p->windows++;
+  if (p->advised || p->windows == 1 || r->data_wait <= 0.1 || ii_trainer_now() - p->begin < 1)
+    return;
+  p->advised = true;
+  const int threads = ii_loader_threads(t->loader), processors = ii_parallel_processors();
+  const bool packed = t->cfg->data.format == ii_data_format_packed;
+  ii_say_line(&t->say, II_SAY_WARNING,
+              "training waited for images %.0f %% of the time since the last line: the %d loader "
+              "thread%s (data.workers; this process may use %d processor%s) cannot keep up; train "
+              "--profile-data with this configuration shows where their time goes, and %s%s help",
+              100 * r->data_wait, threads, threads == 1 ? "" : "s", processors,
+              processors == 1 ? "" : "s",
+              threads < processors ? "more data.workers, smaller images (pack create --max-side)"
+                                   : "more processors, smaller images (pack create --max-side)",
+              packed ? "" : " or packed data (data.format = packed)");
+}
+
 ii_status ii_trainer_progress(ii_trainer *t, double waited, int64_t images, ii_error *err) {
   ii_pace *p = &t->pace;
   const double now = ii_trainer_now();
@@ -105,6 +127,7 @@ ii_status ii_trainer_progress(ii_trainer *t, double waited, int64_t images, ii_e
   }
   if (!due) return II_OK;
   show(t, II_SAY_PROGRESS, &r);
+  advise(t, &r);
   t->mean_loss = r.loss;
   ii_trainer_new_mean(t);
   ii_trainer_pace_reset(t);

@@ -44,36 +44,48 @@ static ii_tensor *forward(ii_model *model, const ii_input_batch *b) {
   return ii_model_forward(model, b->images, meta, NULL);
 }
 
-/* The outputs that take part, in the order of the data set's classes. */
-static void pick_columns(const double *row, const ii_validate_options *o, double *out) {
-  for (int64_t i = 0; i < o->column_count; i++) out[i] = row[o->columns[i]];
+int64_t ii_validate_width(const ii_validate_options *o, int64_t classes) {
+  return o->columns ? o->column_count : classes;
 }
 
-/* picked: room for the outputs that take part. */
-static void count_batch(const ii_input_batch *b, const double *logits, double *picked,
-                        int64_t classes, const ii_validate_options *o, ii_accuracy *r) {
+const double *ii_validate_pick(const ii_validate_options *o, const double *logits, int64_t count,
+                               int64_t classes, double *picked) {
+  if (!o->columns) return logits;
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t k = 0; k < o->column_count; k++)
+      picked[i * o->column_count + k] = logits[i * classes + o->columns[k]];
+  return picked;
+}
+
+void ii_validate_count(const ii_validate_options *o, const ii_validate_rows *b, int64_t classes,
+                       ii_accuracy *r) {
   const int32_t *label_of = o->columns ? o->columns : o->label_of;
+  const int64_t width = ii_validate_width(o, classes);
   for (int64_t i = 0; i < b->count; i++) {
-    int64_t label = label_of ? label_of[b->host_labels[i]] : b->host_labels[i];
+    const int64_t label = label_of ? label_of[b->labels[i]] : b->labels[i];
     double nll = 0;
     bool top1 = false;
     II_ASSERT(label >= 0 && label < classes, "label %lld of %lld classes", (long long)label,
               (long long)classes);
-    if (b->host_valid[i]) {
-      const double *row = logits + i * classes;
-      if (o->columns) {
-        pick_columns(row, o, picked);
-        score(picked, o->column_count, b->host_labels[i], r, &nll, &top1);
-      } else {
-        score(row, classes, label, r, &nll, &top1);
-      }
+    if (b->valid[i]) {
+      score(b->rows + i * width, width, o->columns ? b->labels[i] : label, r, &nll, &top1);
       r->loss += nll;
     }
+    r->failed += !b->valid[i];
     if (o->class_images) o->class_images[label]++;
     if (o->class_correct) o->class_correct[label] += top1;
   }
   r->images += b->count;
-  r->failed += b->failed;
+}
+
+ii_status ii_validate_finish(ii_accuracy *r, ii_error *err) {
+  const int64_t read = r->images - r->failed;
+  if (read == 0)
+    return ii_error_set(err, II_ERR_FORMAT,
+                        "none of the %lld validation images can be used; check the data set",
+                        (long long)r->images);
+  r->loss /= (double)read;
+  return II_OK;
 }
 
 /* One batch: its results are read while the next one is on its way. false at the end of the set. */
@@ -87,9 +99,14 @@ static bool one_batch(ii_model *model, ii_loader *loader, ii_input *in, double *
   if (ii_input_ahead(in, loader, err) != II_OK) return false;
   if (y) ii_tensor_read_f64(c, y, logits);
   ii_tape_reset(c);
-  if (ii_ok(c))
-    count_batch(b, logits, logits + ii_loader_batch_size(loader) * classes, classes, o, r);
-  return ii_ok(c);
+  if (!ii_ok(c)) return false;
+  double *picked = logits + ii_loader_batch_size(loader) * classes;
+  const ii_validate_rows rows = {.count = b->count,
+                                 .labels = b->host_labels,
+                                 .valid = b->host_valid,
+                                 .rows = ii_validate_pick(o, logits, b->count, classes, picked)};
+  ii_validate_count(o, &rows, classes, r);
+  return true;
 }
 
 static ii_status pass(ii_model *model, ii_loader *loader, ii_input *in, double *logits,
@@ -106,13 +123,7 @@ static ii_status pass(ii_model *model, ii_loader *loader, ii_input *in, double *
   }
   II_TRY(err->status);
   if (!ii_ok(in->ctx)) return ii_error_set(err, in->ctx->err.status, "%s", in->ctx->err.text);
-  const int64_t read = r->images - r->failed;
-  if (read == 0)
-    return ii_error_set(err, II_ERR_FORMAT,
-                        "none of the %lld validation images can be used; check the data set",
-                        (long long)r->images);
-  r->loss /= (double)read;
-  return II_OK;
+  return ii_validate_finish(r, err);
 }
 
 static ii_status measure(ii_model *model, ii_loader *loader, const ii_validate_options *o,
@@ -121,7 +132,8 @@ static ii_status measure(ii_model *model, ii_loader *loader, const ii_validate_o
   const int64_t batch = ii_loader_batch_size(loader);
   ii_input in;
   const int64_t values = batch * ii_model_get_config(model)->num_classes;
-  double *logits = malloc((size_t)(values + o->column_count) * sizeof *logits);
+  const int64_t picked = o->columns ? batch * o->column_count : 0;
+  double *logits = malloc((size_t)(values + picked) * sizeof *logits);
   if (!logits) return ii_error_set(err, II_ERR_MEMORY, "out of host memory for the logits");
   ii_status s = ii_input_init(&in, c, batch, o->img_size, ii_loader_has_meta(loader));
   if (s == II_OK)

@@ -43,4 +43,30 @@ typedef struct {
 ii_status ii_validate(ii_model *model, ii_loader *loader, const ii_validate_options *options,
                       ii_accuracy *result, ii_error *err);
 
+/* ---- The parts, for evaluations that compute the rows in another way (eval/tta.h) ---- */
+
+/* How many outputs take part: those of options->columns, or all of the model's classes. */
+int64_t ii_validate_width(const ii_validate_options *options, int64_t classes);
+
+/* The outputs that take part of logits[count, classes], [count, width]: logits itself, or with
+ * columns picked, which has that room and is overwritten. */
+const double *ii_validate_pick(const ii_validate_options *options, const double *logits,
+                               int64_t count, int64_t classes, double *picked);
+
+typedef struct {
+  int64_t count;
+  const int32_t *labels; /* [count]: of the data set */
+  const uint8_t *valid;  /* [count]: 0 counts as wrong and failed; its row is not looked at */
+  const double *rows;    /* [count, width]: logits, or the logarithms of anything that is in
+                          * proportion to the probabilities */
+} ii_validate_rows;
+
+/* Adds a batch to result (which begins as {.finite = true}) and to the counters of options. The
+ * loss is a sum until ii_validate_finish divides it. */
+void ii_validate_count(const ii_validate_options *options, const ii_validate_rows *batch,
+                       int64_t classes, ii_accuracy *result);
+
+/* Errors: II_ERR_FORMAT when not one image could be read. */
+ii_status ii_validate_finish(ii_accuracy *result, ii_error *err);
+
 #endif
