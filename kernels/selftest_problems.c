@@ -2,7 +2,7 @@
 #include "kernels/selftest.h"
 #include <string.h>
 
-#define USED ((void *)a) /* "this pointer is used"; the self-test puts a buffer in its place */
+#define USED  ((void *)a) /* "this pointer is used"; the self-test puts a buffer in its place */
 #define OTHER ((void *)((char *)a + 1)) /* the same, of a buffer that need not be another's */
 
 typedef struct {
@@ -225,7 +225,8 @@ static void erase(ii_erase_args *a, form f) {
                                         {2, 2, 3, 2, 2, 3, {{0x1234567u, 89u}, {6u, 7u}}}};
   static const int32_t count = 3;
   *a = (ii_erase_args){.real = f.real, .N = 3, .H = 7, .W = 9, .C = f.odd ? 3 : 4};
-  a->mode = f.odd ? II_ERASE_RAND : II_ERASE_PIXEL, a->most = 3, a->count = &count, a->rects = rects;
+  a->mode = f.odd ? II_ERASE_RAND : II_ERASE_PIXEL, a->most = 3, a->count = &count,
+  a->rects = rects;
   a->x = USED;
 }
 

@@ -72,12 +72,13 @@ typedef struct {
   int x0, y0, g0, groups, width, height;
 } place;
 
-/* One unit's numbers in shared memory: weights of the corners of 9 taps; words 0..8 of at: where
- * the first corner is in the image, 9: twice that of y, plus 1 where y is to be written, in 16
- * bytes; 10: the unit's number. */
-struct alignas(16) unit_taps {
-  float4 w[9];
-  uint4 at[3];
+/* The numbers of a warp's U units in shared memory. w: weights of the corners of 9 taps; words 0..8
+ * of at: where the first corner is in the image, 9: twice that of y, plus 1 where y is to be
+ * written, in 16 bytes; 10: the unit's number. Two arrays, because 9 and 3 times 16 bytes from unit
+ * to unit, but not 12, are on different banks for the units of eight neighbouring lanes. */
+template <int U> struct alignas(16) warp_taps {
+  float4 w[U][9];
+  uint4 at[U][3];
 };
 
 /* Weights of columns base and base + 1 for a sample at x; last = W - 2. */
@@ -146,7 +147,7 @@ template <int S, int R> __device__ __forceinline__ void soften(float (&m)[R], in
  * first one, and no place in y. All lanes take part; __syncwarp follows. */
 template <typename T, int D, int U>
 __device__ __forceinline__ void stage(const tiles &t, const place &b, const unsigned char *rows,
-                                      unsigned first, int lane, unit_taps *taps) {
+                                      unsigned first, int lane, warp_taps<U> *taps) {
   constexpr int S = 32 / U, R = (9 + S - 1) / S;
   /* first >> 31 is 0. Written so that what follows from h is computed anew for each round of units:
    * it would take a dozen registers to keep. */
@@ -160,7 +161,8 @@ __device__ __forceinline__ void stage(const tiles &t, const place &b, const unsi
   const float last_x = (float)(t.W - 2), last_y = (float)(t.H - 2);
   const unsigned channel = (unsigned)((b.g0 + u.g) * (D * (int)sizeof(T) / 16));
   float m[R];
-  taps += lane % U;
+  float4 *weights = taps->w[lane % U];
+  uint4 *words = taps->at[lane % U];
 #pragma unroll
   for (int r = 0; r < R; r++)
     m[r] = h + r * S < 9 ? number<T>(mask + (h + r * S) * sizeof(T)) : 0.0f;
@@ -182,13 +184,13 @@ __device__ __forceinline__ void stage(const tiles &t, const place &b, const unsi
     hat(position((float)j, dy, t.scale, base_y), last_y, &top, &bottom, &y);
     top *= m[r];
     bottom *= m[r];
-    taps->w[k] = {l * top, r_ * top, l * bottom, r_ * bottom};
+    weights[k] = {l * top, r_ * top, l * bottom, r_ * bottom};
     const unsigned at = (unsigned)y * t.line + (unsigned)x * t.pitch + channel;
     if (r < R - 1) {
-      reinterpret_cast<unsigned *>(taps->at)[k] = at;
+      reinterpret_cast<unsigned *>(words)[k] = at;
     } else { /* k == 8 */
       const unsigned to = (unsigned)(u.y * t.W + u.x) * t.y_pitch + channel;
-      taps->at[2] = {at, to * 2 + alive, first + lane % U, 0};
+      words[2] = {at, to * 2 + alive, first + lane % U, 0};
     }
   }
 }
@@ -260,19 +262,20 @@ template <typename T> __device__ __forceinline__ void widen(const uint4 &v, floa
  * same moved by a pixel, a row, both. */
 template <typename T, int V, int L, int U>
 __device__ __forceinline__ void gather(const tiles &t, const place &b, const unsigned char *rows,
-                                       const unit_taps *taps, int lane, const uint4 *const *corners,
-                                       unsigned char *y) {
+                                       const warp_taps<U> *taps, int lane,
+                                       const uint4 *const *corners, unsigned char *y) {
   const uint4 *const corner[4] = {corners[0], corners[1], corners[2], corners[3]};
 #pragma unroll 1
   for (int first = 0; first < U; first += 32 / L) {
-    const unit_taps *u = &taps[first + lane / L];
+    const float4 *weights = taps->w[first + lane / L];
+    const uint4 *stored = taps->at[first + lane / L];
     const unsigned channel = lane % L;
     float sum[V] = {};
     uint4 at[3];
 #pragma unroll
     for (int k = 0; k < 9; k++) {
-      if (k % 4 == 0) at[k / 4] = u->at[k / 4];
-      const float4 w = u->w[k];
+      if (k % 4 == 0) at[k / 4] = stored[k / 4];
+      const float4 w = weights[k];
       const float weight[4] = {w.x, w.y, w.z, w.w};
       const unsigned words[4] = {at[k / 4].x, at[k / 4].y, at[k / 4].z, at[k / 4].w};
       const unsigned from = words[k % 4] + channel;
@@ -346,8 +349,8 @@ __device__ __forceinline__ void copy_rows(const tiles &t, const place &b, unsign
 
 enum { MOST_WARPS = 8, CORNERS = 4 * sizeof(void *) };
 
-/* Units that a warp works on at a time: more are fewer instructions per unit, but 256 units' rows and
- * the warps' parts must fit 48 KiB, and fp32 is not bound by instructions. */
+/* Units that a warp works on at a time: more are fewer instructions per unit, but 256 units' rows
+ * and the warps' parts must fit 48 KiB, and fp32 is not bound by instructions. */
 template <typename T, int L> constexpr int units_for = sizeof(T) == 2 && L <= 4 ? 16 : 8;
 
 template <typename T, int L>
@@ -378,7 +381,7 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, 4) dcn_fwd_tiles(const tiles 
   __syncthreads();
 
   unsigned char *y = t.y + b.image * t.y_image;
-  unit_taps *taps = reinterpret_cast<unit_taps *>(shared + t.rows_bytes + CORNERS) + warp * U;
+  warp_taps<U> *taps = reinterpret_cast<warp_taps<U> *>(shared + t.rows_bytes + CORNERS) + warp;
   const unsigned units = t.tw * b.height * t.gc;
   for (unsigned first = warp * U; first < units; first += warps * U) {
     stage<T, L * V, U>(t, b, shared, first, lane, taps);
@@ -480,7 +483,7 @@ template <typename T, int L> int launch(ii_kctx *k, const ii_dcn_args *a) {
   const int64_t wanted = ii_ceil_div((int64_t)t.tw * t.th * t.gc, U);
   const int64_t warps = wanted < MOST_WARPS ? wanted : (int64_t)MOST_WARPS;
   const unsigned shared =
-      t.rows_bytes + CORNERS + (unsigned)(warps * U * (int64_t)sizeof(unit_taps));
+      t.rows_bytes + CORNERS + (unsigned)(warps * (int64_t)sizeof(warp_taps<U>));
   const int64_t most = 65535 / t.chunks; /* images of one launch: a grid's third size */
   for (int64_t n = 0; n < a->N; n += most) {
     t.x = (const unsigned char *)a->x + n * t.x_image;

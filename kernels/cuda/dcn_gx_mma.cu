@@ -9,7 +9,7 @@
  * Mapping: a warp owns a tile and up to 32 channels of a group; the warps of a block share nothing.
  * It takes 32 rows of A at a time: near outputs, then far taps, in an order that depends on nothing
  * but the image. Per 32 rows:
- *   - offsets, modulations and gy come to shared memory in pieces of 4 and 16 bytes;
+ *   - offsets, modulations and gy come to shared memory in pieces of 2 and 16 bytes;
  *   - a lane builds one row, 64 sums in fp32;
  *   - each number of A is split into two of type T, their sum being good to 2^-22 (fp16) or 2^-17
  *     (bf16) of it, in the place of the fp32 number. fp16 numbers are scaled by a power of two, so

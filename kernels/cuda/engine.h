@@ -55,7 +55,7 @@ enum {
   II_SLOT_B,
   II_SLOT_C,
   II_SLOT_DCN,
-  II_SLOT_BIAS           /* gemm.cu: biases in the type of the product */
+  II_SLOT_BIAS /* gemm.cu: biases in the type of the product */
 };
 
 /* After a launch: 0, or 1 with the error in k->error. */
