@@ -101,6 +101,9 @@ typedef struct {
 static bool can_be_cut(const struct jpeg_decompress_struct *j) {
   if (j->progressive_mode || j->arith_code || j->restart_interval == 0) return false;
   if (j->comps_in_scan != j->num_components) return false;
+  /* newer libraries also read 12 bits per value, and lossless files, which say other things here */
+  if (j->data_precision != 8 || j->Ss != 0 || j->Se != DCTSIZE2 - 1 || j->Ah != 0 || j->Al != 0)
+    return false;
   for (int i = 0; i < j->num_components; i++) {
     const jpeg_component_info *c = &j->comp_info[i];
     if (c->quant_tbl_no < 0 || c->quant_tbl_no >= NUM_QUANT_TBLS || c->dc_tbl_no >= NUM_HUFF_TBLS ||

@@ -315,6 +315,34 @@ static void test_cuts(void **state) {
   ii_decoder_free(d);
 }
 
+/* A scan that does not say what those of baseline files say (in lossless files it names a
+ * predictor) is left to the library. */
+static void test_strange_scans(void **state) {
+  ii_decoder *d = NULL;
+  ii_error err = {0};
+  ii_image img = {0};
+  unsigned char *file = NULL;
+  unsigned long bytes = 0;
+  kind with = cut_kinds[0];
+  with.restart = 1;
+  assert_int_equal(ii_decoder_new(&d, &err), II_OK);
+  picture(d, &img);
+  encode(&with, img.data, img.w, img.h, 0, &file, &bytes);
+  int64_t at = 2;
+  while (file[at + 1] != 0xda) at += 2 + (file[at + 2] << 8 | file[at + 3]);
+  uint8_t *end = file + at + 2 + file[at + 3] - 3; /* Ss, Se, Ah and Al */
+  assert_true(end[0] == 0 && end[1] == 63 && end[2] == 0);
+  for (int i = 0; i < 4; i++) {
+    const uint8_t strange[4][3] = {{0, 63, 0}, {1, 63, 0}, {0, 0, 0}, {0, 63, 1}};
+    memcpy(end, strange[i], 3);
+    int n = check_cuts(d, file, (int64_t)bytes, (ii_decode_options){0}, 20, 5, "strange scan");
+    assert_true(i == 0 ? n > 10 : n == 0);
+  }
+  free(file);
+  ii_image_free(&img);
+  ii_decoder_free(d);
+}
+
 /* Recoding: the same pixels; a progressive file is not one any more; parts are cut out of it. */
 static void test_recoded(void **state) {
   ii_decoder *d = NULL;
@@ -474,7 +502,7 @@ int main(void) {
       cmocka_unit_test(test_parts),        cmocka_unit_test(test_truncated),
       cmocka_unit_test(test_files),        cmocka_unit_test(test_cuts),
       cmocka_unit_test(test_recoded),      cmocka_unit_test(test_not_recoded),
-      cmocka_unit_test(test_damaged_cuts),
+      cmocka_unit_test(test_damaged_cuts), cmocka_unit_test(test_strange_scans),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -103,6 +103,23 @@ static double number_after(const char *text, const char *name) {
   return strtod(p + strlen(name), NULL);
 }
 
+/* A file that cannot be used comes round in every epoch and is named once. */
+static void test_profile_names_bad_files_once(void **state) {
+  rename_image("00.jpg", "00.away");
+  FILE *f = fopen(fixture_path("data/train/class_0/00.jpg"), "w");
+  assert_non_null(f);
+  fputs("no picture", f);
+  fclose(f);
+  assert_int_equal(fixture_run("train", "--config %s --profile-data --profile-seconds 0.5",
+                               fixture_path("tiny.cfg")),
+                   0);
+  const char *text = fixture_output("stdout");
+  snprintf(said, sizeof said, "%s", text);
+  assert_int_equal(times_said("class_0/00.jpg cannot be used"), 1);
+  assert_true(number_after(text, "and are no part of this.\n") > 1); /* so often in the first run */
+  rename_image("00.away", "00.jpg");
+}
+
 static void test_profile(void **state) {
   for (int i = 0; i < 2; i++) {
     assert_int_equal(fixture_run("train",
@@ -164,6 +181,7 @@ static void test_profile_stops(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_changed_data), cmocka_unit_test(test_profile),
-      cmocka_unit_test(test_profile_stops), cmocka_unit_test(test_slow_loader_is_named_once)};
+      cmocka_unit_test(test_profile_stops), cmocka_unit_test(test_profile_names_bad_files_once),
+      cmocka_unit_test(test_slow_loader_is_named_once)};
   return cmocka_run_group_tests(tests, fixture_make, fixture_remove);
 }

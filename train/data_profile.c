@@ -19,10 +19,23 @@ static bool stop_wanted(const ii_data_profile_options *o) {
 
 /* ---- measuring -------------------------------------------------------------------------------*/
 
+/* The files that were named. A small data set comes round many times in a second. */
+enum { MOST_TOLD = 20 };
+typedef struct {
+  const ii_data_profile_options *o;
+  uint64_t hashes[MOST_TOLD];
+  int count;
+} told;
+
 static void bad_file(void *user, const char *path, const char *reason) {
-  const ii_data_profile_options *o = user;
-  ii_say_line(&o->say, II_SAY_WARNING, "%s cannot be used, the next image takes its place: %s",
-              path, reason);
+  told *t = user;
+  const uint64_t hash = ii_hash_string(path);
+  for (int i = 0; i < t->count; i++)
+    if (t->hashes[i] == hash) return;
+  if (t->count == MOST_TOLD) return;
+  t->hashes[t->count++] = hash;
+  ii_say_line(&t->o->say, II_SAY_WARNING, "%s cannot be used, the next image takes its place: %s%s",
+              path, reason, t->count == MOST_TOLD ? " (others are only counted)" : "");
 }
 
 /* Takes batches for some seconds. What the threads did before the first one is not counted: nor is
@@ -47,15 +60,15 @@ static ii_status take_batches(const ii_data_profile_options *o, ii_loader *l,
 }
 
 /* An epoch of its own for each run, so that a second one does not find all its files in memory. */
-static ii_status run(const ii_data_profile_options *o, const ii_dataset *d, int threads,
-                     ii_data_profile *p, ii_error *err) {
+static ii_status run(told *t, const ii_dataset *d, int threads, ii_data_profile *p, ii_error *err) {
+  const ii_data_profile_options *o = t->o;
   ii_data_profile_run *r = &p->runs[p->run_count];
   ii_loader_config c = ii_setup_loader(o->config, d, true);
   ii_loader *l;
   c.threads = threads;
   c.measure = true;
   c.on_bad = bad_file;
-  c.context = (void *)o;
+  c.context = t;
   if (ii_loader_new(&c, &l, err) != II_OK)
     return ii_error_prefix(err, "training images (data.batch_size = %lld)",
                            (long long)o->config->data.batch_size);
@@ -102,9 +115,10 @@ static ii_status decode_alone(const ii_data_profile_options *o, const ii_dataset
 
 static ii_status measure_all(const ii_data_profile_options *o, const ii_dataset *d,
                              ii_data_profile *p, ii_error *err) {
+  told t = {.o = o};
   p->images = ii_dataset_size(d);
-  II_TRY(run(o, d, (int)o->config->data.workers, p, err));
-  if (!stop_wanted(o) && p->run_count && p->runs[0].threads > 1) II_TRY(run(o, d, 1, p, err));
+  II_TRY(run(&t, d, (int)o->config->data.workers, p, err));
+  if (!stop_wanted(o) && p->run_count && p->runs[0].threads > 1) II_TRY(run(&t, d, 1, p, err));
   if (!stop_wanted(o)) II_TRY(decode_alone(o, d, p, err));
   p->stopped = stop_wanted(o);
   return II_OK;
