@@ -282,6 +282,54 @@ static void letters(void **state) {
     assert_true(pixels[i] == 255 && pixels[sizeof pixels - 1 - (size_t)i] == 255);
 }
 
+static int64_t scaled(int64_t at, int64_t size, int64_t of) {
+  return at * size / of;
+}
+
+/* The original in a sheet with captions has the outline of the crop, within a pixel of where it
+ * lies, and nothing else; also where the picture is hundreds of times as high as wide. */
+static void crops_are_outlined(void **state) {
+  static const int64_t sizes[][2] = {{100, 60}, {61, 200}, {3, 900}, {1000, 2}};
+  static uint8_t grey[12200 * 3];
+  char path[4][600];
+  const char *files[4];
+  ii_config cfg;
+  ii_error err = {0};
+  ii_image sheet = {0};
+  ii_box *at;
+  memset(grey, 100, sizeof grey);
+  for (int i = 0; i < 4; i++) {
+    snprintf(path[i], sizeof path[i], "%s/outline%d.png", fixture_folder, i);
+    assert_int_equal(ii_image_write_png(path[i], grey, sizes[i][0], sizes[i][1], &err), II_OK);
+    files[i] = path[i];
+  }
+  open_config(&cfg, (const char *const[]){"data.small_crop=false", NULL});
+  const ii_preview_options o = {.config = &cfg, .files = files, .n_files = 4, .draws = 1};
+  ii_preview p = preview(&o);
+  assert_int_equal(ii_preview_sheet(&p, true, &sheet, &at, &err), II_OK);
+  for (int64_t r = 0; r < 4; r++) {
+    const ii_image *img = &cell(&p, r, 0)->pixels;
+    const ii_box place = at[r * p.columns], box = cell(&p, r, 2)->plan.resize.box;
+    int64_t left = img->w, right = -1, top = img->h, bottom = -1, count = 0;
+    for (int64_t y = 0; y < img->h; y++)
+      for (int64_t x = 0; x < img->w; x++) {
+        const uint8_t *v = sheet.data + ((place.top + y) * sheet.w + place.left + x) * 3;
+        if (v[0] == 100 && v[1] == 100 && v[2] == 100) continue;
+        left = x < left ? x : left, right = x > right ? x : right, count++;
+        top = y < top ? y : top, bottom = y > bottom ? y : bottom;
+      }
+    const int64_t w = right - left + 1, h = bottom - top + 1;
+    assert_in_range(left - scaled(box.left, img->w, sizes[r][0]) + 1, 0, 2);
+    assert_in_range(top - scaled(box.top, img->h, sizes[r][1]) + 1, 0, 2);
+    assert_in_range(right + 1 - scaled(box.left + box.w, img->w, sizes[r][0]) + 1, 0, 2);
+    assert_in_range(bottom + 1 - scaled(box.top + box.h, img->h, sizes[r][1]) + 1, 0, 2);
+    assert_int_equal(count, w < 3 || h < 3 ? w * h : 2 * (w + h) - 4);
+  }
+  free(at);
+  ii_image_free(&sheet);
+  ii_preview_free(&p);
+}
+
 /* Sides from 96 to 256, whole multiples of small sizes. */
 static void cell_sizes(void **state) {
   static const int64_t known[][2] = {{32, 96},   {36, 108},  {95, 190}, {96, 96},
@@ -396,6 +444,7 @@ int main(void) {
       cmocka_unit_test(files_draw_by_their_number),
       cmocka_unit_test(description),
       cmocka_unit_test(letters),
+      cmocka_unit_test(crops_are_outlined),
       cmocka_unit_test(evaluation_with_and_without_crop),
       cmocka_unit_test(writes_the_sheet),
       cmocka_unit_test(wrong_inputs),

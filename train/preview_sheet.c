@@ -214,13 +214,15 @@ static const uint8_t *crop_colour(int64_t epoch) {
 static void outline_crops(const layout *l, int64_t row, int64_t x, int64_t y) {
   const ii_preview *p = l->p;
   const ii_preview_cell *c = &p->cells[row * p->columns];
-  const double scale = (double)c->pixels.w / (double)p->row[row].width;
+  const double sx = (double)c->pixels.w / (double)p->row[row].width;
+  const double sy = (double)c->pixels.h / (double)p->row[row].height;
   for (int64_t i = 1; i < p->columns; i++) {
     if (c[i].kind != II_PREVIEW_DRAW) continue;
     const ii_box b = c[i].plan.resize.box;
-    const int64_t left = (int64_t)(scale * (double)b.left), top = (int64_t)(scale * (double)b.top);
-    const int64_t right = (int64_t)(scale * (double)(b.left + b.w)) - 1;
-    const int64_t bottom = (int64_t)(scale * (double)(b.top + b.h)) - 1;
+    const int64_t left = (int64_t)(sx * (double)b.left), top = (int64_t)(sy * (double)b.top);
+    int64_t right = (int64_t)(sx * (double)(b.left + b.w)) - 1;
+    int64_t bottom = (int64_t)(sy * (double)(b.top + b.h)) - 1;
+    right = right < left ? left : right, bottom = bottom < top ? top : bottom;
     for (int64_t v = 0; v < c->pixels.h; v++)
       for (int64_t u = 0; u < c->pixels.w; u++) {
         const bool side = (u == left || u == right) && v >= top && v <= bottom;
