@@ -149,8 +149,12 @@ static void batch_is_that_of_training(void **state) {
     assert_int_equal(ii_loader_next(l, &b, &err), II_OK);
     ii_ctx *c = ii_ctx_open(&(ii_ctx_options){.real = II_F32, .compute = II_F32}, &err);
     ii_tensor *x = ii_tensor_from_host(c, II_F32, 4, (int64_t[]){8, SIZE, SIZE, 3}, b->images);
-    const ii_mix m = ii_mix_apply(c, &cfg, 0, 0, b->keys, x);
+    ii_mixer mixer;
+    assert_int_equal(ii_mixer_init(&mixer, c, &cfg, 8, SIZE, SIZE), II_OK);
+    const ii_mix m = ii_mixer_draw(&mixer, 0, 0, 0, b->keys, 8);
+    ii_mixer_apply(&mixer, x);
     ii_tensor_read(c, x, v);
+    ii_mixer_destroy(&mixer);
     for (int64_t r = 0; r < p.rows; r++) {
       const ii_preview_cell *k = cell(&p, r, 3);
       assert_int_equal(k->kind, II_PREVIEW_BATCH);

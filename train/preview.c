@@ -140,8 +140,14 @@ static ii_status make_batch(maker *m, int64_t epoch, ii_error *err) {
   II_TRY(fill_batch(m, epoch, err));
   const ii_scope scope = ii_scope_begin(k);
   ii_tensor *x = ii_tensor_from_host(k, II_F32, 4, shape, m->batch);
-  const ii_mix mix = ii_mix_apply(k, m->o->config, epoch, 0, m->keys, x);
-  ii_tensor_read(k, x, m->batch);
+  ii_mixer mixer;
+  ii_mix mix = {0};
+  if (ii_mixer_init(&mixer, k, m->o->config, m->n_keys, t->size, t->size) == II_OK) {
+    mix = ii_mixer_draw(&mixer, 0, epoch, 0, m->keys, m->n_keys);
+    ii_mixer_apply(&mixer, x);
+    ii_tensor_read(k, x, m->batch);
+    ii_mixer_destroy(&mixer);
+  }
   ii_scope_end(k, scope, NULL, 0);
   if (!ii_ok(k)) return ii_error_set(err, k->err.status, "%s", k->err.text);
   for (int64_t r = 0; r < m->p->rows; r++) {
