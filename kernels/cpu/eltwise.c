@@ -75,29 +75,30 @@ ELTWISE_BWD(relu, y)
 ELTWISE_BWD(silu, x)
 ELTWISE_BWD(sigmoid, y)
 
-/* GELU's gradient of rows [first,last), added to acc[C] on the way (see ii_add_rows_fn). */
+/* GELU's gradient of rows [first,last), added to acc[C] on the way (see ii_add_rows_fn). Several
+ * short rows at a time: the chain of a gradient is long, and ends and starts with every loop. */
 static void gelu_rows(const void *args, int64_t first, int64_t last, real *acc, real *buffers) {
   const ii_eltwise_args *a = args;
-  const int64_t C = a->C, length = ii_buffer_length(C);
+  const int64_t C = a->C, chunk = ii_chunk_rows(C), length = ii_buffer_length(chunk * C);
   real *out = buffers + 2 * length;
-  for (int64_t r = first; r < last; r++) {
-    const real *x = ii_row_in(a->x_dtype, a->x, r * C, C, buffers);
-    const real *gy = ii_row_in(a->y_dtype, a->gy, r * C, C, buffers + length);
+  for (int64_t r = first; r < last; r += chunk) {
+    const int64_t rows = ii_min(chunk, last - r), n = rows * C;
+    const real *x = ii_row_in(a->x_dtype, a->x, r * C, n, buffers);
+    const real *gy = ii_row_in(a->y_dtype, a->gy, r * C, n, buffers + length);
     real *gx = a->gx ? ii_grad_target(a->x_dtype, a->gx, r * C, a->acc_gx, out) : out;
+    gelu_slope_chunk(x, gy, gx, n);
+    for (int64_t i = 0; i < rows; i++) {
 #pragma omp simd simdlen(II_LANES)
-    for (int64_t i = 0; i < C; i++) {
-      const real g = ii_gelu_slope(x[i]) * gy[i];
-      gx[i] = g;
-      acc[i] += g;
+      for (int64_t j = 0; j < C; j++) acc[j] += gx[i * C + j];
     }
-    if (a->gx) ii_grad_out(a->x_dtype, a->gx, r * C, C, a->acc_gx, gx);
+    if (a->gx) ii_grad_out(a->x_dtype, a->gx, r * C, n, a->acc_gx, gx);
   }
 }
 
 int II_FN(gelu_bwd)(ii_kctx *k, const ii_eltwise_args *a) {
   if (!a->gb) return run_bwd(k, a, a->x, a->x_dtype, gelu_slope_chunk);
-  const int64_t C = a->C, rows = C ? a->n / C : 0;
-  const double *sums = II_FN(column_sums)(k, rows, C, C, gelu_rows, a, C, 3);
+  const int64_t C = a->C, rows = C ? a->n / C : 0, chunk = C ? ii_chunk_rows(C) * C : 0;
+  const double *sums = II_FN(column_sums)(k, rows, C, C, gelu_rows, a, chunk, 3);
   if (!sums) return 1;
   ii_sums_out(a->gb, sums, C, a->acc_gb);
   return 0;
