@@ -46,10 +46,10 @@ static ii_status read_numbers(ii_pack_file *f, pack_index *x, ii_error *err) {
   uint64_t version;
   II_TRY(ii_pack_h5_get_number(f, "version", &version, err));
   if (version != II_PACK_VERSION)
-    return ii_error_set(err, II_ERR_FORMAT,
-                        "'%s' is a pack of version %llu, this program reads version %d: pack the "
-                        "data set again",
-                        f->path, (unsigned long long)version, II_PACK_VERSION);
+    return ii_error_set(
+        err, II_ERR_FORMAT, "'%s' is a pack of version %llu, this program reads version %d: %s",
+        f->path, (unsigned long long)version, II_PACK_VERSION,
+        version < II_PACK_VERSION ? "pack the data set again" : "a newer program made it");
   II_TRY(ii_pack_h5_get_number(f, "id", &x->id, err));
   II_TRY(ii_pack_h5_get_number(f, "images", &x->images, err));
   II_TRY(ii_pack_h5_get_number(f, "classes", &x->classes, err));

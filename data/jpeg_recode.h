@@ -9,7 +9,8 @@
  * of the picture can be decoded without reading what is beside and above it. The EXIF orientation
  * is kept, other metadata is not. The result is read back and compared before it is returned.
  * *out [*n] is new memory freed by the caller; NULL when the file is to be kept as it is: no JPEG,
- * CMYK, above 64 Mi pixels, or with anything that the library would warn of.
+ * CMYK, above 64 Mi pixels, with anything that the library would warn of, or more than twice as
+ * long afterwards. Takes up to 12 bytes per pixel meanwhile.
  * Errors: II_ERR_MEMORY. */
 ii_status ii_jpeg_recode(const uint8_t *bytes, int64_t size, uint8_t **out, int64_t *n,
                          ii_error *err);

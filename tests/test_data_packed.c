@@ -17,6 +17,7 @@
 #include "data/checksum.h"
 #include "data/loader.h"
 #include "data/pack.h"
+#include "data/pack_h5.h"
 #include "data/sample_draw.h"
 
 #define CLASSES 4
@@ -591,6 +592,24 @@ static void test_killed(void **state) {
   assert_int_equal(count_files("killed"), 2);
 }
 
+/* Packs of other versions are refused with what to do about it. */
+static void test_versions(void **state) {
+  static const char *const says[] = {"version 1, this program reads version 2: pack the data set",
+                                     "version 3, this program reads version 2: a newer program"};
+  for (uint64_t version = 1; version <= 3; version += 2) {
+    ii_error err = {0};
+    ii_pack_file f;
+    ii_dataset *d;
+    assert_int_equal(ii_pack_h5_create(&f, in_root("other.h5"), &err), II_OK);
+    assert_int_equal(ii_pack_h5_put_number(&f, "version", version, &err), II_OK);
+    assert_int_equal(ii_pack_h5_finish(&f, &err), II_OK);
+    ii_pack_h5_close(&f);
+    assert_int_equal(ii_dataset_open_packed(in_root("other.h5"), false, &d, &err), II_ERR_FORMAT);
+    assert_non_null(strstr(err.text, "other.h5"));
+    assert_non_null(strstr(err.text, says[version / 2]));
+  }
+}
+
 static bool stop_at_once(void *context, int64_t done, int64_t total) {
   return false;
 }
@@ -697,19 +716,13 @@ static void test_shared_memory(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_checksum),
-      cmocka_unit_test(test_same_images),
-      cmocka_unit_test(test_list_with_places),
-      cmocka_unit_test(test_same_batches),
-      cmocka_unit_test(test_smaller),
-      cmocka_unit_test(test_orientation_stays),
-      cmocka_unit_test(test_damaged_packs),
-      cmocka_unit_test(test_foreign_shard),
-      cmocka_unit_test(test_killed),
-      cmocka_unit_test(test_errors),
-      cmocka_unit_test(test_shared_memory),
-      cmocka_unit_test(test_crop_friendly),
-      cmocka_unit_test(test_crop_friendly_as_is),
+      cmocka_unit_test(test_checksum),         cmocka_unit_test(test_same_images),
+      cmocka_unit_test(test_list_with_places), cmocka_unit_test(test_same_batches),
+      cmocka_unit_test(test_smaller),          cmocka_unit_test(test_orientation_stays),
+      cmocka_unit_test(test_damaged_packs),    cmocka_unit_test(test_foreign_shard),
+      cmocka_unit_test(test_killed),           cmocka_unit_test(test_errors),
+      cmocka_unit_test(test_versions),         cmocka_unit_test(test_shared_memory),
+      cmocka_unit_test(test_crop_friendly),    cmocka_unit_test(test_crop_friendly_as_is),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }
