@@ -29,7 +29,7 @@ ii_ctx *ii_ctx_open(const ii_ctx_options *o, ii_error *err) {
     ii_error_set(err, II_ERR_MEMORY, "out of host memory");
     return NULL;
   }
-  const ii_engine_options e = {o->device, o->index, o->threads, o->deterministic};
+  const ii_engine_options e = {o->device, o->index, o->threads};
   c->k.device = o->device;
   if (!(o->plan && o->device == II_CUDA) && ii_engine_open(&c->k, &e)) {
     ii_error_set(err, II_ERR_DEVICE, "%s", c->k.error);

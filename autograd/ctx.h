@@ -47,12 +47,11 @@ typedef struct ii_ctx {
 
 typedef struct {
   ii_device device;
-  int index;          /* CUDA: which GPU */
-  int threads;        /* CPU: 0 means as many as this process may use */
-  bool deterministic; /* CUDA: results the same from run to run, bit for bit */
-  ii_dtype real;      /* II_F32 or II_F64 */
-  ii_dtype compute;   /* = real, or with II_F32 also II_BF16 or (CUDA) II_F16 */
-  bool plan;          /* of any device, on any machine */
+  int index;        /* CUDA: which GPU */
+  int threads;      /* CPU: 0 means as many as this process may use */
+  ii_dtype real;    /* II_F32 or II_F64 */
+  ii_dtype compute; /* = real, or with II_F32 also II_BF16 or (CUDA) II_F16 */
+  bool plan;        /* of any device, on any machine */
   uint64_t seed;
 } ii_ctx_options;
 

@@ -2,7 +2,7 @@
  *
  *   bench_dcn [--device cpu|cuda[:N]] [--threads N] [--repeat R] [--batch B] [--flush MIB]
  *             [--set tiny|small|base|large|paper|all] [--shape N] [--dtype f32|bf16|f16]...
- *             [--only dcnv3|dcnv4|dcnv4_joint|dwconv]... [--softmax 1] [--deterministic 1]
+ *             [--only dcnv3|dcnv4|dcnv4_joint|dwconv]... [--softmax 1]
  *
  * One JSON object per line: op, shape, dtype, device; forward, backward and forward+backward in
  * milliseconds (median, minimum and the 90th percentile over R repetitions; on a GPU between two
@@ -13,8 +13,8 @@
  *
  * Sets: dcn_problem.h; --batch for shapes without a number of images. --shape N: that one of its
  * set alone. Caches are warm on the CPU and filled with --flush MiB (512) of other data on a GPU.
- * --softmax 0: DCNv3's modulations come as they are. --deterministic 1: the backward without
- * atomics. Offsets are normal with a standard deviation of half a pixel, as in trained models. */
+ * --softmax 0: DCNv3's modulations come as they are. Offsets are normal with a standard deviation
+ * of half a pixel, as in trained models. */
 #include "autograd/ctx.h"
 #include "bench/dcn_problem.h"
 #include "train/process.h"
@@ -185,8 +185,6 @@ static void number(options *o, const char *option, const char *value) {
     o->flush_mib = n;
   else if (!strcmp(option, "--softmax"))
     o->softmax = n != 0;
-  else if (!strcmp(option, "--deterministic"))
-    o->engine.deterministic = n != 0;
   else
     fail("unknown option or value; see the head of bench_dcn.c");
 }

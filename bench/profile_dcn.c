@@ -2,8 +2,7 @@
  * memory profile (docs/emulation.md) of the CUDA kernels at the published shapes.
  *
  *   profile_dcn [--set paper|tiny|small|base|large] [--shape N] [--batch B] [--most E]
- *               [--only LAYOUT]... [--dtype f32|f16|bf16]... [--sd 0.5] [--deterministic 1]
- *               [--check 1]
+ *               [--only LAYOUT]... [--dtype f32|f16|bf16]... [--sd 0.5] [--check 1]
  *
  * One JSON object per line, shape, layout (dcnv3, dcnv4, dcnv4_joint), type and direction: bytes
  * from and to DRAM beside the least possible (every input read and every result written once),
@@ -231,8 +230,6 @@ static void parse(options *o, int argc, char **argv) {
       o->most = atof(value);
     else if (!strcmp(argv[i], "--sd"))
       o->sd = atof(value);
-    else if (!strcmp(argv[i], "--deterministic"))
-      o->engine.deterministic = atoi(value);
     else if (!strcmp(argv[i], "--check"))
       o->check = atoi(value);
     else

@@ -23,7 +23,6 @@ const char *ii_cuda_engine_name(void) {
 int ii_engine_open(ii_kctx *k, const ii_engine_options *o) {
   memset(k, 0, sizeof *k);
   k->device = o->device;
-  k->deterministic = o->deterministic;
   if (o->device == II_CPU) return ii_cpu_engine_open(k, o->threads);
 #if II_HAVE_CUDA
   return ii_cuda_engine_open(k, o);

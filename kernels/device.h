@@ -15,9 +15,8 @@ extern "C" {
 
 typedef struct {
   ii_device device;
-  int index;          /* CUDA: which GPU */
-  int threads;        /* CPU: OpenMP threads, 0 for all processors this process may use */
-  bool deterministic; /* results the same from run to run, bit for bit, where that costs time */
+  int index;   /* CUDA: which GPU */
+  int threads; /* CPU: OpenMP threads, 0 for all processors this process may use */
 } ii_engine_options;
 
 /* Opens an engine: fills *k. Fails with a sentence that says what is missing (this build has no

@@ -20,11 +20,10 @@
  * - Sizes may be zero: then nothing is read, and outputs of nonzero size (sums) become zero.
  * - CUDA: pointers are device pointers, work is queued on the engine's stream, and a call returns
  *   before it is done. Pointers are aligned to their element type at least.
- * - Results are the same from run to run for a given k->threads (CUDA: except dcn_bwd's gx, whose
- *   order of additions is free unless k->deterministic). Results for one image do not
- *   depend on the other images of the batch, except in batch_norm, in gradients of parameters, and
- *   in the last bits of matrix products whose order of sums a library chooses by all sizes of the
- *   product: on the CPU those of bf16 with thousands of terms (linear, bmm), on CUDA all of linear,
+ * - Results are the same from run to run, bit for bit (CPU: for a given k->threads). Results for
+ *   one image do not depend on the other images of the batch, except in batch_norm, in gradients of
+ *   parameters, and in the last bits of matrix products whose order of sums a library chooses by
+ *   all sizes of the product: on the CPU those of bf16 with thousands of terms (linear, bmm), on CUDA all of linear,
  *   bmm and conv2d, where the number of images may count, but not what is in the others.
  * - Shape letters: N batch, H W height and width, C channels, G groups, D = C/G channels per group,
  *   K kernel points, Ho Wo output size. "rows" is any product of leading dimensions. */
@@ -44,9 +43,8 @@ typedef enum { II_CPU = 0, II_CUDA } ii_device;
 /* What a kernel needs to know about where it runs. Owned by the autograd context. */
 typedef struct ii_kctx {
   ii_device device;
-  int threads;        /* CPU: OpenMP threads to use */
-  bool deterministic; /* CUDA: no atomics whose order changes the result */
-  void *engine;       /* the engine's own state: library handles, primitive cache, scratch memory */
+  int threads;  /* CPU: OpenMP threads to use */
+  void *engine; /* the engine's own state: library handles, primitive cache, scratch memory */
   char error[512];
 } ii_kctx;
 

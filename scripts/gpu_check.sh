@@ -411,8 +411,6 @@ else
   done
   [ $full = 0 ] || bench dcn.jsonl dcn-joint 120 "$bin/bench_dcn" --device "$device" --set all \
     --only dcnv4_joint --batch 64 --repeat 15
-  [ $full = 0 ] || bench dcn_deterministic.jsonl dcn-deterministic 120 "$bin/bench_dcn" --device "$device" \
-    --set paper --only dcnv4 --only dcnv3 --repeat 15 --deterministic 1
   bench ops.jsonl ops 120 "$bin/bench_ops" --device "$device" --batch 64 --repeat 9 --dtype bf16 \
     --dtype f16 --dtype f32
 fi

@@ -124,7 +124,7 @@ static int64_t result_numel(const problem *p, int i) {
 
 /* ---- Engines ----------------------------------------------------------------------------------*/
 
-static ii_kctx cpu, gpu, gpu_ordered; /* opened by main */
+static ii_kctx cpu, gpu; /* opened by main */
 
 static void ok(ii_kctx *k, int status) {
   if (status) fail_msg("%s", k->error);
@@ -394,9 +394,9 @@ static void compare(const problem *p, const mode *m, const magnitude *q, const r
         bound += (t == II_F16 ? 0x1p-22 : 0x1p-17) * q->sum[i][j];
       if (m->type == II_F64) bound *= 2; /* the reference has errors of its own */
       if ((isnan(b) && isnan(a)) || fabs(a - b) <= bound * (1 + v)) continue;
-      fail_msg("%s (%s, offsets %s%s%s): %s[%lld] is %.9g, not %.9g; allowed %.2g", p->l.name,
+      fail_msg("%s (%s, offsets %s%s): %s[%lld] is %.9g, not %.9g; allowed %.2g", p->l.name,
                ii_dtype_name(m->type), ii_dtype_name(m->om), m->accumulate ? ", added" : "",
-               m->k->deterministic ? ", ordered" : "", result_name[i], (long long)j, a, b, bound);
+               result_name[i], (long long)j, a, b, bound);
     }
   }
 }
@@ -447,13 +447,10 @@ static int engines_open(void) {
   if (ii_engine_open(&cpu, &o)) return fprintf(stderr, "%s\n", cpu.error), 1;
   o.device = II_CUDA;
   if (ii_engine_open(&gpu, &o)) return fprintf(stderr, "%s\n", gpu.error), 1;
-  o.deterministic = true;
-  if (ii_engine_open(&gpu_ordered, &o)) return fprintf(stderr, "%s\n", gpu_ordered.error), 1;
   return 0;
 }
 
 static void engines_close(void) {
-  ii_engine_close(&gpu_ordered);
   ii_engine_close(&gpu);
   ii_engine_close(&cpu);
 }

@@ -26,7 +26,6 @@ ii_ctx *gc_ctx(gc *g, bool plan, int threads) {
   ii_ctx_options o = {.device = g->device,
                       .index = g->device_index,
                       .threads = threads,
-                      .deterministic = true,
                       .real = g->dtype == II_F64 ? II_F64 : II_F32,
                       .compute = g->dtype == II_F64 ? II_F64 : II_F32,
                       .plan = plan};

@@ -93,7 +93,7 @@ int op_device_missing(void);
 /* How many of the modes it has. */
 op_mode op_modes(void);
 
-/* The context of a mode on that engine (opened on first use; deterministic); threads 1 or 2. */
+/* The context of a mode on that engine (opened on first use); threads 1 or 2. */
 ii_ctx *op_ctx(op_mode mode, int threads);
 void op_ctx_close_all(void);
 

@@ -104,7 +104,6 @@ ii_ctx *op_ctx(op_mode mode, int threads) {
     ii_dtype real = mode == MODE_F64 ? II_F64 : II_F32;
     ii_ctx_options o = {.device = op_device(),
                         .threads = threads,
-                        .deterministic = true,
                         .real = real,
                         .compute = mode >= MODE_F16    ? II_F16
                                    : mode >= MODE_BF16 ? II_BF16

@@ -249,6 +249,17 @@ static void test_accepted(void **state) {
   assert_round_trip(&cfg);
 }
 
+/* A key of older versions: in what a checkpoint stored it means nothing, elsewhere it is unknown.
+ */
+static void test_retired_key(void **state) {
+  ii_config cfg;
+  ii_error err = {0};
+  const char *text = "train = { deterministic = true; base_lr = 0.5; };";
+  if (ii_config_parse_text(&cfg, text, "old.h5", &err) != II_OK) fail_msg("%s", err.text);
+  assert_true(cfg.train.base_lr == 0.5);
+  assert_int_equal(ii_config_set(&cfg, "train.deterministic=true", &err), II_ERR_ARG);
+}
+
 static void test_round_trip(void **state) {
   ii_rng rng = ii_rng_make(7, II_RNG_TEST, 0, 0);
   ii_config cfg;
@@ -566,15 +577,15 @@ static void test_keys_are_live(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_key),
-      cmocka_unit_test(test_unknown_keys),  cmocka_unit_test(test_every_range_and_type),
-      cmocka_unit_test(test_syntax),        cmocka_unit_test(test_accepted),
-      cmocka_unit_test(test_round_trip),    cmocka_unit_test(test_bases),
-      cmocka_unit_test(test_bad_bases),     cmocka_unit_test(test_bad_files),
-      cmocka_unit_test(test_set),           cmocka_unit_test(test_bad_set),
-      cmocka_unit_test(test_checks),        cmocka_unit_test(test_shipped),
-      cmocka_unit_test(test_documentation), cmocka_unit_test(test_table),
-      cmocka_unit_test(test_keys_are_live),
+      cmocka_unit_test(test_defaults),     cmocka_unit_test(test_every_key),
+      cmocka_unit_test(test_unknown_keys), cmocka_unit_test(test_every_range_and_type),
+      cmocka_unit_test(test_syntax),       cmocka_unit_test(test_accepted),
+      cmocka_unit_test(test_retired_key),  cmocka_unit_test(test_round_trip),
+      cmocka_unit_test(test_bases),        cmocka_unit_test(test_bad_bases),
+      cmocka_unit_test(test_bad_files),    cmocka_unit_test(test_set),
+      cmocka_unit_test(test_bad_set),      cmocka_unit_test(test_checks),
+      cmocka_unit_test(test_shipped),      cmocka_unit_test(test_documentation),
+      cmocka_unit_test(test_table),        cmocka_unit_test(test_keys_are_live),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -29,8 +29,8 @@ static const layout layouts[] = {
     {"group of 33", V3, 1, 4, 4, 1, 33, K3, false, 1, 0x1p-4, 0},
     {"group of 71", V4, 1, 3, 4, 1, 71, K3, true, 1, 0x1p-4, 0},
     {"19x33, more than one tile", V3, 1, 19, 33, 1, 8, K3, true, 1, 0x1p-4, 0},
-    {"nothing left: 1x1 window, centre removed", V3, 1, 3, 3, 2, 4, 1, 1, 1, 0, 1, true, true, 1,
-     1, 0},
+    {"nothing left: 1x1 window, centre removed", V3, 1, 3, 3, 2, 4, 1, 1, 1, 0, 1, true, true, 1, 1,
+     0},
     {"6x5, one matrix", V3_JOINT, 2, 6, 5, 3, 16, K3, true, 1, 0x1p-4, 96},
     {"without images", V3, 0, 4, 4, 2, 16, K3, true, 1, 0x1p-4, 0},
 };
@@ -41,9 +41,8 @@ static void as_in_double_precision(void **state) {
     magnitude q = magnitudes(&p);
     results want[2] = {reference(&p, false), reference(&p, true)};
     for (int t = 0; t < COUNT(types); t++)
-      for (int ordered = 0; ordered < 2; ordered++) {
-        const bool add = (i + t + ordered) % 2;
-        const mode m = {ordered ? &gpu_ordered : &gpu, types[t], types[t], 0, add, ALL, 0};
+      for (int add = 0; add < 2; add++) {
+        const mode m = {&gpu, types[t], types[t], 0, add, ALL, 0};
         results got = run(&p, m);
         compare(&p, &m, &q, &got, &want[add]);
         results_free(&got);
@@ -68,8 +67,7 @@ static void mixed_types_and_misaligned(void **state) {
     magnitude q = magnitudes(&p);
     results want[2] = {reference(&p, false), reference(&p, true)};
     for (int j = 0; j < COUNT(modes); j++) {
-      const mode m = {
-          j % 3 ? &gpu : &gpu_ordered, modes[j].type, modes[j].om, modes[j].skew, j % 2, ALL, 0};
+      const mode m = {&gpu, modes[j].type, modes[j].om, modes[j].skew, j % 2, ALL, 0};
       results got = run(&p, m);
       compare(&p, &m, &q, &got, &want[j % 2]);
       results_free(&got);
@@ -99,7 +97,7 @@ static void images_do_not_depend_on_their_batch(void **state) {
     for (int t = 1; t < COUNT(types); t++) {
       problem p = make(&some[i]);
       if (strstr(p.l.name, "no numbers")) spoil_offsets(&p);
-      const mode m = {&gpu_ordered, types[t], types[t], 0, false, ALL, 0};
+      const mode m = {&gpu, types[t], types[t], 0, false, ALL, 0};
       results all = run(&p, m);
       for (int64_t n = 0; n<p.l.N; n += p.l.N> 8 ? 23 : 2) {
         problem one = image_of(&p, n);
@@ -116,11 +114,11 @@ static void images_do_not_depend_on_their_batch(void **state) {
 }
 
 /* The same once more, and each gradient alone. */
-static void ordered_results_repeat(void **state) {
+static void results_repeat(void **state) {
   for (int i = 0; i < 3; i++)
     for (int t = 1; t < COUNT(types); t++) {
       problem p = make(&layouts[i]);
-      mode m = {&gpu_ordered, types[t], types[t], 0, false, ALL, 0};
+      mode m = {&gpu, types[t], types[t], 0, false, ALL, 0};
       results first = run(&p, m);
       for (unsigned want = ALL; want; want = want == ALL ? 1 << GMASK : want == 2 ? 0 : want >> 1) {
         m.want = want;
@@ -149,7 +147,7 @@ static void offsets_that_are_no_numbers(void **state) {
         p.off[at + (int64_t)ii_rng_below(&r, 2)] = bad[ii_rng_below(&r, 5)];
         far.off[at] = far.off[at + 1] = 1000;
       }
-      const mode m = {&gpu_ordered, types[t], types[t], 0, false, ALL, 0};
+      const mode m = {&gpu, types[t], types[t], 0, false, ALL, 0};
       results a = run(&p, m), b = run(&far, m);
       for (int j = 0; j < RESULTS; j++)
         same_bits(a.v[j], b.v[j], result_numel(&p, j), result_name[j], p.l.name);
@@ -166,7 +164,7 @@ static void nothing_outside_is_read(void **state) {
     for (int64_t i = 0; i < p.n_x; i++) p.x[i] = INFINITY;
     for (int64_t i = 0; i < p.n_mask; i++) p.mask[i] = i % 2 ? NAN : INFINITY;
     for (int64_t i = 0; i < p.n_off; i++) p.off[i] = i % 4 < 2 ? -100 : NAN;
-    const mode m = {t % 2 ? &gpu : &gpu_ordered, types[t], types[t], 0, false, ALL, 0};
+    const mode m = {&gpu, types[t], types[t], 0, false, ALL, 0};
     results r = run(&p, m);
     for (int j = 0; j < RESULTS; j++)
       for (int64_t i = 0; i < result_numel(&p, j); i++)
@@ -333,6 +331,15 @@ static void what_cannot_be_done_is_said(void **state) {
   a.kh = a.kw = 200;
   assert_int_equal(ii_cuda_dcn_fwd(&gpu, &a), 1);
   assert_non_null(strstr(gpu.error, "40000 taps; use a smaller window"));
+  assert_int_equal(ii_cuda_dcn_bwd(&gpu, &a), 1);
+  assert_non_null(strstr(gpu.error, "40000 taps; use a smaller window"));
+  for (int i = 0; i < 2; i++) {
+    a = arguments(&p, &m);
+    *(i ? &a.W : &a.H) = (1 << 22) + 1;
+    gpu.error[0] = 0;
+    assert_int_equal(ii_cuda_dcn_bwd(&gpu, &a), 1);
+    assert_non_null(strstr(gpu.error, "too large; split it into tiles"));
+  }
   unmake(&p);
 }
 
@@ -341,7 +348,7 @@ int main(void) {
       cmocka_unit_test(as_in_double_precision),
       cmocka_unit_test(mixed_types_and_misaligned),
       cmocka_unit_test(images_do_not_depend_on_their_batch),
-      cmocka_unit_test(ordered_results_repeat),
+      cmocka_unit_test(results_repeat),
       cmocka_unit_test(offsets_that_are_no_numbers),
       cmocka_unit_test(nothing_outside_is_read),
       cmocka_unit_test(large_images_in_turns),

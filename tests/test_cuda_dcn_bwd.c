@@ -3,7 +3,7 @@
 #include "tests/cuda_dcn.h"
 
 /* Maps that tiles of 8 x 8 fill and do not fill, smaller ones, taps within the halo of their tile,
- * just over it, in lists, and too many for lists. |offset| < 64 step. */
+ * just over it, and far from it. |offset| < 64 step. */
 static const layout maps[] = {
     {"8x8, one tile", V4, 2, 8, 8, 2, 16, K3, false, 1, 0x1p-6, 0},
     {"9x17, ragged", V4, 1, 9, 17, 2, 16, K3, false, 1, 0x1p-5, 0},
@@ -78,6 +78,35 @@ static void whole_offsets(void **state) {
     results want = reference(&p, false);
     for (int t = 0; t < COUNT(types); t++) {
       const mode m = {&gpu, types[t], types[t], 0, false, ALL, 0};
+      check(&p, &m, &q, &want);
+    }
+    results_free(&want);
+    magnitude_free(&q);
+    unmake(&p);
+  }
+}
+
+/* Lists of far taps that are full: all taps of the outputs on the left fall on the right half. And
+ * one tap beside them that is far from everything, so that all tiles look through all lists. */
+static void all_taps_far(void **state) {
+  static const layout wide[] = {
+      {"9x50", V4, 2, 9, 50, 2, 16, K3, false, 1, 0x1p-6, 0},
+      {"16x48, scale 2, softmax", V3, 1, 16, 48, 1, 32, K3, true, 2, 0x1p-6, 0},
+      {"8x56, 5x5 window", V4, 1, 8, 56, 1, 16, 5, 5, 1, 2, 1, false, false, 1, 0x1p-6, 0},
+      {"72x64, many tiles", V4, 1, 72, 64, 1, 16, K3, false, 1, 0x1p-6, 0},
+  };
+  for (int i = 0; i < COUNT(wide); i++) {
+    problem p = make(&wide[i]);
+    for (int64_t r = 0; r < p.rows; r++)
+      for (int64_t g = 0; g < p.l.G; g++)
+        for (int64_t k = 0; k < p.K; k++)
+          p.off[r * p.row + g * p.off_group + 2 * k] += r % p.Wo < 24 ? 24 / p.l.scale : 0;
+    p.off[0] = (double)(p.l.W - 3) / p.l.scale - 0x1p-6;
+    p.off[1] = (double)(p.l.H - 3) / p.l.scale - 0x1p-6;
+    magnitude q = magnitudes(&p);
+    results want = reference(&p, false);
+    for (int t = 0; t < COUNT(types); t++) {
+      const mode m = {&gpu, types[t], t == 0 ? II_F64 : II_F32, 0, false, ALL, 0};
       check(&p, &m, &q, &want);
     }
     results_free(&want);
@@ -168,6 +197,7 @@ int main(void) {
       cmocka_unit_test(as_in_double_precision),
       cmocka_unit_test(types_of_offsets),
       cmocka_unit_test(whole_offsets),
+      cmocka_unit_test(all_taps_far),
       cmocka_unit_test(modulations_of_any_size),
       cmocka_unit_test(what_is_not_finite_stays_where_it_is),
       cmocka_unit_test(repeats_and_does_not_depend_on_the_batch),

@@ -12,7 +12,7 @@
 /* Everything that is drawn, and the sums in an order of their own. */
 #define ALL                                                                                        \
   "data.mixup=0.8", "data.cutmix=1", "data.mix_prob=0.8", "data.erase_prob=0.6",                   \
-      "data.erase_count=2", "train.deterministic=true"
+      "data.erase_count=2"
 
 static void set(ii_config *cfg, const char *key) {
   ii_error err = {0};
@@ -105,7 +105,6 @@ static void open_world(world *w, const char *graph, const char *const *keys) {
   set(w->cfg, "model.num_classes=5");
   set(w->cfg, graph);
   w->c = ii_ctx_open(&(ii_ctx_options){.device = II_CUDA,
-                                       .deterministic = w->cfg->train.deterministic,
                                        .real = II_F32,
                                        .compute = ii_setup_compute(w->cfg, II_CUDA),
                                        .seed = 3},
@@ -258,9 +257,7 @@ static void test_other_models(void **unused) {
                    6, 1);
   same_with_graphs("DCNv4", KEYS(ALL, "train.amp=none", "model.core_op=DCNv4"), 6, 1);
   same_with_graphs("SGD, nothing drawn",
-                   KEYS("train.amp=none", "train.optimizer=sgd", "train.deterministic=true",
-                        "model.drop_path_rate=0"),
-                   6, 1);
+                   KEYS("train.amp=none", "train.optimizer=sgd", "model.drop_path_rate=0"), 6, 1);
 }
 
 /* ---- memory around the graph ------------------------------------------------------------------*/

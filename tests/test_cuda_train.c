@@ -19,7 +19,6 @@ static ii_config *config(const char *out, const char *const *keys) {
   assert_int_equal(ii_config_load(cfg, fixture_path("tiny.cfg"), &err), II_OK);
   snprintf(set, sizeof set, "train.output_dir=%s", fixture_path(out));
   assert_int_equal(ii_config_set(cfg, set, &err), II_OK);
-  assert_int_equal(ii_config_set(cfg, "train.deterministic=true", &err), II_OK);
   for (int i = 0; keys && keys[i]; i++)
     if (ii_config_set(cfg, keys[i], &err) != II_OK) fail_msg("%s", err.text);
   assert_int_equal(ii_config_check(cfg, &err), II_OK);

@@ -85,7 +85,7 @@ static void build(world *w, bool joint) {
 static void world_open(world *w, bool joint, ii_dtype real, ii_dtype compute) {
   ii_error err = {0};
   ii_rng r = ii_rng_make(3, II_RNG_TEST, 0, 0);
-  ii_ctx_options o = {.threads = 1, .deterministic = true, .real = real, .compute = compute};
+  ii_ctx_options o = {.threads = 1, .real = real, .compute = compute};
   const char *device = getenv("II_TEST_DEVICE");
   *w = (world){0};
   if (device) assert_int_equal(ii_device_parse(device, &o.device, &o.index, &err), II_OK);

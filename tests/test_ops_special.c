@@ -17,12 +17,10 @@ static const ii_dtype types[][2] = {
 
 static ii_ctx *open_ctx(int type) {
   ii_error err = {0};
-  ii_ctx *c = ii_ctx_open(&(ii_ctx_options){.device = op_device(),
-                                            .threads = 2,
-                                            .deterministic = true,
-                                            .real = types[type][0],
-                                            .compute = types[type][1]},
-                          &err);
+  ii_ctx *c = ii_ctx_open(
+      &(ii_ctx_options){
+          .device = op_device(), .threads = 2, .real = types[type][0], .compute = types[type][1]},
+      &err);
   if (!c) fail_msg("%s", err.text);
   c->recording = true;
   return c;

@@ -290,8 +290,14 @@ static ii_status parse(config_t *tree, char *text, const char *source, ii_error 
   return fail(err, II_ERR_FORMAT, at, "%s", config_error_text(tree));
 }
 
-static ii_status apply_section(ii_config *cfg, const config_setting_t *group, const char *source,
-                               ii_error *err) {
+/* Keys that configurations in older checkpoints have, and that mean nothing any more:
+ * train.deterministic asked for what GPUs always do now. */
+static bool is_retired(const char *section, const char *name) {
+  return !strcmp(section, "train") && !strcmp(name, "deterministic");
+}
+
+static ii_status apply_section(ii_config *cfg, const config_setting_t *group, bool stored,
+                               const char *source, ii_error *err) {
   const char *section = config_setting_name(group);
   place at = {source, (int)config_setting_source_line(group)};
   if (!ii_config_is_section(section)) return unknown_key("", section, at, err);
@@ -302,13 +308,15 @@ static ii_status apply_section(ii_config *cfg, const config_setting_t *group, co
     const config_setting_t *s = config_setting_get_elem(group, (unsigned)i);
     at.line = (int)config_setting_source_line(s);
     const ii_option *o = ii_config_find(section, config_setting_name(s));
+    if (!o && stored && is_retired(section, config_setting_name(s))) continue;
     if (!o) return unknown_key(section, config_setting_name(s), at, err);
     II_TRY(read_value(cfg, o, s, at, err));
   }
   return II_OK;
 }
 
-/* Overrides *cfg with every section of the tree; base, where allowed, has been dealt with. */
+/* Overrides *cfg with every section of the tree; base, where allowed, has been dealt with. Where it
+ * is not, the tree was stored by this program, or an older one. */
 static ii_status apply(ii_config *cfg, const config_t *tree, const char *source, bool base_allowed,
                        ii_error *err) {
   const config_setting_t *root = config_root_setting(tree);
@@ -317,7 +325,7 @@ static ii_status apply(ii_config *cfg, const config_t *tree, const char *source,
     bool base = strcmp(config_setting_name(s), "base") == 0;
     place at = {source, (int)config_setting_source_line(s)};
     if (base && !base_allowed) return fail(err, II_ERR_ARG, at, "base is only possible in a file");
-    if (!base) II_TRY(apply_section(cfg, s, source, err));
+    if (!base) II_TRY(apply_section(cfg, s, !base_allowed, source, err));
   }
   return II_OK;
 }

@@ -104,7 +104,6 @@ static ii_status open_context(ii_trainer *t, ii_error *err) {
   t->ctx = ii_ctx_open(&(ii_ctx_options){.device = t->o.device,
                                          .index = t->o.device_index,
                                          .threads = (int)cfg->train.threads,
-                                         .deterministic = cfg->train.deterministic,
                                          .real = II_F32,
                                          .compute = ii_setup_compute(cfg, t->o.device),
                                          .seed = (uint64_t)cfg->train.seed},

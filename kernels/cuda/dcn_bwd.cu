@@ -24,7 +24,7 @@
 namespace {
 
 /* Scratch memory for far taps, if one image does not need more. */
-const int64_t scratch_bytes = 32 << 20;
+const int64_t scratch_bytes = 64 << 20;
 
 /* What the kernel writes; NULL: not wanted. */
 typedef struct {
@@ -303,11 +303,15 @@ template <typename T> int clear(ii_kctx *k, const ii_dcn_args *a) {
 }
 
 template <typename T> int run(ii_kctx *k, const ii_dcn_args *a) {
-  const int64_t units = a->N * a->Ho * a->Wo * a->G * ii_dcn_taps(a->kh, a->kw, a->remove_center);
-  if (a->gx && a->N * a->H * a->W * a->C > 0) {
-    if (units > 0 ? gather(k, a) : !a->acc_gx && clear<T>(k, a)) return 1;
-  }
-  if (units == 0 || (!a->goffset && !a->gmask)) return 0;
+  const bool gx = a->gx && a->N * a->H * a->W * a->C > 0;
+  if (a->N * a->Ho * a->Wo * a->G * ii_dcn_taps(a->kh, a->kw, a->remove_center) == 0)
+    return gx && !a->acc_gx ? clear<T>(k, a) : 0;
+  ii_dcn_shape<ii_real_of<T>> s = {}; /* first of all whether the image is one for 32 bits */
+  if (ii_dcn_shape_of(k, a, &s)) return 1;
+  if (s.K > II_DCN_MOST_TAPS)
+    return ii_cuda_error(k, "dcn: no kernel for windows of %d taps; use a smaller window", s.K);
+  if (gx && gather(k, a)) return 1;
+  if (!a->goffset && !a->gmask) return 0;
   return ii_cuda_dcn_dots_has_mma(a, ii_dcn_tiling_of(a)) ? ii_cuda_dcn_dots_mma(k, a)
                                                           : dots<T>(k, a);
 }

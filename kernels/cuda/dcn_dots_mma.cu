@@ -14,7 +14,7 @@
  * Bytes: x 3 times (12 x 8 pixels for 8 x 4), of which all but the first come from the caches; gy,
  * offsets, modulations and their gradients once. Counts: docs/kernels.md.
  * Limits: groups of a multiple of 16 channels, stride 1, windows that reach one pixel; x, gy and
- * the rows of x 16-byte aligned; sides below 2^22. */
+ * the rows of x 16-byte aligned. */
 #include "kernels/cuda/dcn_mma.h"
 
 namespace {
@@ -308,8 +308,7 @@ bool ii_cuda_dcn_dots_has_mma(const ii_dcn_args *a, const ii_dcn_tiling &t) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(a->x) | reinterpret_cast<uintptr_t>(a->gy);
   return (a->x_dtype == II_F16 || a->x_dtype == II_BF16) && a->kh == 3 && a->kw == 3 &&
          !a->remove_center && a->stride_h == 1 && a->stride_w == 1 && t.halo_h == EDGE &&
-         t.halo_w == EDGE && a->C / a->G % 16 == 0 && a->x_row % 8 == 0 && at % 16 == 0 &&
-         a->H < 1 << 22 && a->W < 1 << 22;
+         t.halo_w == EDGE && a->C / a->G % 16 == 0 && a->x_row % 8 == 0 && at % 16 == 0;
 }
 
 int ii_cuda_dcn_dots_mma(ii_kctx *k, const ii_dcn_args *a) {

@@ -5,7 +5,7 @@
  * distance is an integer maximum by atomics, which is the same in any order; it is issued by tiles
  * with far taps alone.
  * Bytes: offsets once (29 MB of 64 x 56 x 56 x 128, G = 4, in 16 bits), 20 per output tile and
- * group, and 16 per far tap.
+ * group, and 8 per far tap.
  * Limits: as forward. */
 #include "kernels/cuda/dcn_gx.h"
 
@@ -58,10 +58,8 @@ __global__ void dcn_far(const ii_dcn_shape<R> s, const ii_dcn_tiling t, const O 
       const unsigned all = __ballot_sync(II_FULL_MASK, mine);
       if (mine) {
         const int at = count + __popc(all & ((1u << lane) - 1u));
-        if (at < II_DCN_LIST) {
-          const ii_dcn_far_tap tap = {q, k, p.y0, p.x0};
-          far.taps[(int64_t)blockIdx.x * II_DCN_LIST + at] = tap;
-        }
+        far.taps[(int64_t)blockIdx.x * t.list + at] =
+            ii_dcn_pack_far(p.y0, p.x0, k * II_DCN_PIXELS + half * 32 + lane);
         box.x = box.x < p.y0 ? box.x : p.y0;
         box.y = box.y > p.y0 + 2 ? box.y : p.y0 + 2;
         box.z = box.z < p.x0 ? box.z : p.x0;
@@ -105,7 +103,7 @@ int ii_cuda_dcn_find_far(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &
                          ii_dcn_far *far) {
   const int64_t groups = a->N * a->G, all = groups * t.sources;
   far->taps = (ii_dcn_far_tap *)memory;
-  far->box = (int4 *)(far->taps + all * II_DCN_LIST);
+  far->box = (int4 *)(far->taps + all * t.list);
   far->count = (int *)(far->box + all);
   far->reach = far->count + all;
   II_CUDA_TRY(k, cudaMemsetAsync(far->reach, 0, (size_t)groups * sizeof(int), ii_cuda_stream(k)));

@@ -515,9 +515,10 @@ extern "C" bool ii_cuda_dcn_fwd_is_tiled(const ii_dcn_args *a) {
   const bool window = a->kh == 3 && a->kw == 3 && a->stride_h == 1 && a->stride_w == 1 &&
                       a->pad_h == 1 && a->pad_w == 1 && a->dil_h == 1 && a->dil_w == 1 &&
                       !a->remove_center;
-  /* sides: a grid's second size, and what fp32 can count; 32-bit offsets in an image */
-  const bool sizes = a->W >= 2 && a->H >= 2 && a->W <= 1 << 24 && a->H <= 65535 &&
-                     a->G <= 8 * 65535 && Q <= INT32_MAX && longest <= UINT32_MAX / size / Q;
+  /* sides: a grid's second size, and those of dcn_units.h; groups: quotient(), of a grid's third
+   * size by chunks of 8; 32-bit offsets in an image */
+  const bool sizes = a->W >= 2 && a->H >= 2 && a->W <= 1 << 22 && a->H <= 65535 &&
+                     a->G <= 8 * 32768 && Q <= INT32_MAX && longest <= UINT32_MAX / size / Q;
   return window && sizes && (D == 16 || D == 32 || D == 64) && a->x_dtype != II_F64 &&
          a->om_dtype == a->x_dtype && layout_of(a) != OTHER && aligned(a->x, a->x_row * size) &&
          aligned(a->y, 0);

@@ -10,39 +10,59 @@
  * than one pixel near the edge of a tile, and by more than a tile everywhere. Far taps are found
  * first, by a kernel of their own (dcn_far.cu), and listed by tiles of 8 x 8 outputs with the box
  * of the pixels they touch. A tile of gx looks through the boxes of the output tiles within
- * `reach`, the largest distance of a far tap in that image and group, and then through the lists of
- * those that touch it. A list that does not fit is left out, and all taps of those outputs are
- * looked at instead: any offsets give the right result, and what is slow is a large map whose
- * offsets are all wild. */
+ * `reach`, the largest distance of a far tap in that image and group, 32 at a time, and then
+ * through the lists of those that touch it. A list has room for all taps of its outputs: any
+ * offsets give the right result, and what is slow is a large map whose offsets are all wild, where
+ * every tile goes through every list. */
 #ifndef II_DCN_GX_H
 #define II_DCN_GX_H
 #include "kernels/cuda/dcn_units.h"
 
-enum { II_DCN_TILE = 8, II_DCN_LIST = 64 /* far taps of one output tile and group */ };
+enum { II_DCN_TILE = 8, II_DCN_PIXELS = II_DCN_TILE * II_DCN_TILE };
 
 typedef struct {
   int tiles_w, tiles;     /* of gx: per row, per image */
   int sources_w, sources; /* of the output */
   int halo_h, halo_w;
+  int list; /* taps of an output tile and group, all of which may be far */
 } ii_dcn_tiling;
 
-/* A far tap: output, tap, and the pixel of its top left corner, from -1 on. */
+/* A far tap in 8 bytes: the pixel of its top left corner, from -1 on, and which it is of its output
+ * tile, k*64 + output within the tile, 9 bits in either word. ii_dcn_shape_of and
+ * II_DCN_MOST_TAPS see to it that all fit. */
 typedef struct {
-  int q, k, y, x;
+  unsigned y, x;
 } ii_dcn_far_tap;
+
+enum { II_DCN_MOST_TAPS = (1 << 18) / II_DCN_PIXELS };
+
+static __device__ __forceinline__ ii_dcn_far_tap ii_dcn_pack_far(int y, int x, int which) {
+  const ii_dcn_far_tap t = {(unsigned)(y + 1) << 9 | (unsigned)which >> 9,
+                            (unsigned)(x + 1) << 9 | ((unsigned)which & 511u)};
+  return t;
+}
+static __device__ __forceinline__ int ii_dcn_far_y(ii_dcn_far_tap t) {
+  return (int)(t.y >> 9) - 1;
+}
+static __device__ __forceinline__ int ii_dcn_far_x(ii_dcn_far_tap t) {
+  return (int)(t.x >> 9) - 1;
+}
+static __device__ __forceinline__ int ii_dcn_far_which(ii_dcn_far_tap t) {
+  return (int)((t.y & 511u) << 9 | (t.x & 511u));
+}
 
 /* The far taps of a call, in memory of the device. Index of an output tile: (n*G + g)*sources +
  * tile. */
 typedef struct {
   int4 *box;            /* rows x <= . < y and columns z <= . < w of the pixels touched */
-  int *count;           /* far taps; more than II_DCN_LIST: not listed */
+  int *count;           /* far taps */
   int *reach;           /* [n*G + g], pixels from a home to a pixel, 0 when nothing is far */
-  ii_dcn_far_tap *taps; /* II_DCN_LIST each */
+  ii_dcn_far_tap *taps; /* room for ii_dcn_tiling.list each */
 } ii_dcn_far;
 
 /* Bytes that ii_dcn_far of `groups` = N*G maps takes. */
 static inline int64_t ii_dcn_far_bytes(const ii_dcn_tiling &t, int64_t groups) {
-  const int64_t each = sizeof(int4) + sizeof(int) + II_DCN_LIST * sizeof(ii_dcn_far_tap);
+  const int64_t each = sizeof(int4) + sizeof(int) + t.list * sizeof(ii_dcn_far_tap);
   return groups * (t.sources * each + (int64_t)sizeof(int)) + 64;
 }
 
@@ -57,6 +77,7 @@ static inline ii_dcn_tiling ii_dcn_tiling_of(const ii_dcn_args *a) {
   t.sources = t.sources_w * (int)ii_ceil_div(a->Ho, II_DCN_TILE);
   t.halo_h = 1 + (int)ceil(reach_h < 1024 ? reach_h : 1024);
   t.halo_w = 1 + (int)ceil(reach_w < 1024 ? reach_w : 1024);
+  t.list = II_DCN_PIXELS * (int)ii_dcn_taps(a->kh, a->kw, a->remove_center);
   return t;
 }
 
@@ -140,6 +161,27 @@ static __device__ __forceinline__ bool ii_dcn_was_near(const ii_dcn_tile &t, int
 }
 static __device__ __forceinline__ bool ii_dcn_touches(const ii_dcn_tile &t, int4 box) {
   return box.x < t.y + II_DCN_TILE && box.y > t.y && box.z < t.x + II_DCN_TILE && box.w > t.x;
+}
+
+/* Whether a listed tap of output (ho,wo) is for tile t. */
+static __device__ __forceinline__ bool ii_dcn_far_here(const ii_dcn_tile &t, ii_dcn_far_tap tap,
+                                                       int ho, int wo) {
+  const int y = ii_dcn_far_y(tap) - t.y, x = ii_dcn_far_x(tap) - t.x;
+  return y >= -1 && y < II_DCN_TILE && x >= -1 && x < II_DCN_TILE && !ii_dcn_was_near(t, ho, wo);
+}
+
+/* Of the output tiles r, the 32 from number `first` on: a bit for each whose far taps may touch
+ * tile t, the same in all lanes. An output tile without any has an empty box. group: n*G + g. */
+static __device__ __forceinline__ unsigned ii_dcn_hits(const ii_dcn_tiling &p,
+                                                       const ii_dcn_far &far, unsigned group,
+                                                       const ii_dcn_tile &t,
+                                                       const ii_dcn_sources &r, int first) {
+  const int i = first + (int)threadIdx.x % 32;
+  bool hit = i < r.nh * r.nw;
+  if (hit)
+    hit = ii_dcn_touches(
+        t, far.box[(int64_t)group * p.sources + (r.h + i / r.nw) * p.sources_w + r.w + i % r.nw]);
+  return __ballot_sync(II_FULL_MASK, hit);
 }
 
 /* Modulation by logit or number v: largest logit of an output's group, and 1 / sum of exp(logit -

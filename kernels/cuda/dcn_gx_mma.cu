@@ -21,8 +21,7 @@
  * 2^100) starts again with the sums of dcn_gx.cu.
  *
  * Bytes: as dcn_gx.cu. Counts: docs/kernels.md.
- * Limits: groups of a multiple of 16 channels; gy, gx and the rows of gx 16-byte aligned; sides
- * below 2^22. */
+ * Limits: groups of a multiple of 16 channels; gy, gx and the rows of gx 16-byte aligned. */
 #include "kernels/cuda/dcn_gx_sum.h"
 #include "kernels/cuda/dcn_mma.h"
 
@@ -219,44 +218,14 @@ __device__ __forceinline__ void multiply(const work<T, O> &w, unsigned blocks,
   }
 }
 
-/* Far taps for the tile, one batch of candidates after another. */
+/* Far taps for the tile, 32 candidates after another. */
 typedef struct {
   ii_dcn_sources from;
-  int source, first; /* next candidates: those of source tile number `source` from `first` on */
+  int batch;     /* number of the first of the 32 source tiles that come next */
+  unsigned hits; /* of the 32 before them, those whose lists are not done */
+  int first;     /* next candidate in the first of those lists */
   int pending;
 } far_walk;
-
-/* This lane's candidate, the first + lane-th of source tile (h, v): true when it is a tap of an
- * output that is not near to the tile and touches it. */
-template <typename T, typename O>
-__device__ __forceinline__ bool candidate(const ii_dcn_shape<float> &s, const work<T, O> &w, int h,
-                                          int v, int i, int count, const ii_dcn_far_tap *taps,
-                                          int2 *found) {
-  int y, x, ho, wo;
-  if (count <= II_DCN_LIST) {
-    if (i >= count) return false;
-    const ii_dcn_far_tap tap = taps[i];
-    *found = make_int2(tap.q, tap.k);
-    ho = tap.q / s.Wo;
-    wo = tap.q - ho * s.Wo;
-    y = tap.y;
-    x = tap.x;
-  } else {
-    ho = h * II_DCN_TILE + i % II_DCN_PIXELS / II_DCN_TILE;
-    wo = v * II_DCN_TILE + i % II_DCN_TILE;
-    if (i >= II_DCN_PIXELS * TAPS || ho >= s.Q / s.Wo || wo >= s.Wo) return false;
-    *found = make_int2(ho * s.Wo + wo, i / II_DCN_PIXELS);
-    const O *from = w.offset + found->x * s.offset_row + 2 * found->y;
-    const ii_dcn_place<float> p =
-        ii_dcn_locate(s, 3, ho, wo, found->y, float(ii_up(from[0])), float(ii_up(from[1])));
-    if (!ii_dcn_inside(p.at)) return false;
-    y = p.y0;
-    x = p.x0;
-  }
-  y -= w.t.y;
-  x -= w.t.x;
-  return y >= -1 && y < II_DCN_TILE && x >= -1 && x < II_DCN_TILE && !ii_dcn_was_near(w.t, ho, wo);
-}
 
 /* Lets 32 far taps wait in w.pending, or all that are left. group: n*G + g. */
 template <typename T, typename O>
@@ -264,23 +233,31 @@ __device__ __forceinline__ void find_pending(const ii_dcn_shape<float> &s, const
                                              const ii_dcn_far &far, unsigned group,
                                              const work<T, O> &w, far_walk *f) {
   const int lane = threadIdx.x % 32;
-  while (f->pending < ROWS && f->source < f->from.nh * f->from.nw) {
-    const int h = f->from.h + f->source / f->from.nw, v = f->from.w + f->source % f->from.nw;
-    const int64_t at = (int64_t)group * p.sources + h * p.sources_w + v;
-    const int count = far.count[at];
-    const int most = count <= II_DCN_LIST ? count : II_DCN_PIXELS * TAPS;
-    if (count > 0 && ii_dcn_touches(w.t, far.box[at])) {
-      int2 found;
-      const bool here =
-          candidate(s, w, h, v, f->first + lane, count, far.taps + at * II_DCN_LIST, &found);
-      const unsigned all = __ballot_sync(II_FULL_MASK, here);
-      if (here) w.pending[f->pending + __popc(all & ((1u << lane) - 1u))] = found;
-      f->pending += __popc(all);
-      f->first += 32;
-    } else {
-      f->first = most;
+  while (f->pending < ROWS) {
+    if (f->hits == 0) {
+      if (f->batch >= f->from.nh * f->from.nw) break;
+      f->hits = ii_dcn_hits(p, far, group, w.t, f->from, f->batch);
+      f->batch += 32;
+      continue;
     }
-    if (f->first >= most) f->source++, f->first = 0;
+    const int source = f->batch - 33 + __ffs((int)f->hits);
+    const int h = f->from.h + source / f->from.nw, v = f->from.w + source % f->from.nw;
+    const int64_t list = (int64_t)group * p.sources + h * p.sources_w + v;
+    const int count = far.count[list], i = f->first + lane;
+    bool here = i < count;
+    int2 found;
+    if (here) {
+      const ii_dcn_far_tap tap = far.taps[list * p.list + i];
+      const int which = ii_dcn_far_which(tap), at = which % II_DCN_PIXELS;
+      const int ho = h * II_DCN_TILE + at / II_DCN_TILE, wo = v * II_DCN_TILE + at % II_DCN_TILE;
+      here = ii_dcn_far_here(w.t, tap, ho, wo);
+      found = make_int2(ho * s.Wo + wo, which / II_DCN_PIXELS);
+    }
+    const unsigned all = __ballot_sync(II_FULL_MASK, here);
+    if (here) w.pending[f->pending + __popc(all & ((1u << lane) - 1u))] = found;
+    f->pending += __popc(all);
+    f->first += 32;
+    if (f->first >= count) f->hits &= f->hits - 1, f->first = 0;
   }
   __syncwarp();
 }
@@ -318,7 +295,7 @@ __device__ __forceinline__ bool gather(const ii_dcn_shape<float> &s, const ii_dc
                                        const ii_dcn_far &far, unsigned group, const work<T, O> &w,
                                        sums (&sum)[4][N / 16], float *back) {
   const int lane = threadIdx.x % 32;
-  far_walk f = {ii_dcn_sources_of(s, w.t, far.reach[group]), 0, 0, 0};
+  far_walk f = {ii_dcn_sources_of(s, w.t, far.reach[group]), 0, 0, 0, 0};
   unsigned top = 27;  /* 2^-100: below that there is no scaling any more */
   unsigned last = 15; /* blocks of A to be cleared */
   int next = 0, q, only;
@@ -486,8 +463,7 @@ int run(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t, const ii_dcn_f
 bool ii_cuda_dcn_gx_has_mma(const ii_dcn_args *a) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(a->gx) | reinterpret_cast<uintptr_t>(a->gy);
   return (a->x_dtype == II_F16 || a->x_dtype == II_BF16) && a->kh == 3 && a->kw == 3 &&
-         !a->remove_center && a->C / a->G % 16 == 0 && a->x_row % 8 == 0 && at % 16 == 0 &&
-         a->H < 1 << 22 && a->W < 1 << 22;
+         !a->remove_center && a->C / a->G % 16 == 0 && a->x_row % 8 == 0 && at % 16 == 0;
 }
 
 int ii_cuda_dcn_gx_mma(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t,

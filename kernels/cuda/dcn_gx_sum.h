@@ -4,8 +4,6 @@
 #define II_DCN_GX_SUM_H
 #include "kernels/cuda/dcn_gx.h"
 
-enum { II_DCN_PIXELS = II_DCN_TILE * II_DCN_TILE };
-
 /* A tap in work: corner weights with the modulation; x, y: the top left corner within the tile,
  * from -1 on; z: the output pixel. */
 template <typename R> struct ii_dcn_listed {
@@ -84,32 +82,24 @@ __device__ __forceinline__ void ii_dcn_add_near(const ii_dcn_shape<R> &s,
   }
 }
 
-/* The far taps of an output tile; taps: its list, count: its length. */
+/* The far taps of output tile (h, v); taps: its list, count: its length. */
 template <typename O, typename T, typename R>
 __device__ __forceinline__ void ii_dcn_add_far(const ii_dcn_shape<R> &s,
                                                const ii_dcn_sum_work<O, T, R> &w, int h, int v,
                                                int count, const ii_dcn_far_tap *taps) {
-  const bool listed_all = count <= II_DCN_LIST;
-  const int most = listed_all ? count : II_DCN_PIXELS * s.K;
-  for (int first = 0; first < most; first += 32) {
+  for (int first = 0; first < count; first += 32) {
     const int i = first + (int)threadIdx.x % 32;
-    bool here = i < most;
-    int q = 0, k = 0;
-    if (here && listed_all) {
-      q = taps[i].q;
-      k = taps[i].k;
-    } else if (here) {
-      const int ho = h * II_DCN_TILE + i % II_DCN_PIXELS / II_DCN_TILE,
-                wo = v * II_DCN_TILE + i % II_DCN_TILE;
-      here = ho < s.Q / s.Wo && wo < s.Wo;
-      q = here ? ho * s.Wo + wo : 0;
-      k = i / II_DCN_PIXELS;
-    }
-    here = here && !ii_dcn_was_near(w.t, q / s.Wo, q % s.Wo);
+    bool here = i < count;
     ii_dcn_listed<R> mine;
     if (here) {
-      const ii_dcn_norm<R> r = ii_dcn_norm_of(s, s.K, w.mask + q * s.mask_row);
-      here = ii_dcn_find(s, w, r, q, k, &mine);
+      const int which = ii_dcn_far_which(taps[i]), at = which % II_DCN_PIXELS;
+      const int ho = h * II_DCN_TILE + at / II_DCN_TILE, wo = v * II_DCN_TILE + at % II_DCN_TILE;
+      here = ii_dcn_far_here(w.t, taps[i], ho, wo);
+      const int q = ho * s.Wo + wo;
+      if (here) {
+        const ii_dcn_norm<R> r = ii_dcn_norm_of(s, s.K, w.mask + q * s.mask_row);
+        here = ii_dcn_find(s, w, r, q, which / II_DCN_PIXELS, &mine);
+      }
     }
     ii_dcn_add(s, w, here, mine);
   }
@@ -123,12 +113,12 @@ __device__ __forceinline__ void ii_dcn_add_all(const ii_dcn_shape<R> &s, const i
                                                const ii_dcn_sum_work<O, T, R> &w) {
   ii_dcn_add_near(s, w);
   const ii_dcn_sources r = ii_dcn_sources_of(s, w.t, far.reach[group]);
-  for (int i = 0; i < r.nh * r.nw; i++) {
-    const int h = r.h + i / r.nw, v = r.w + i % r.nw;
-    const int64_t at = (int64_t)group * p.sources + h * p.sources_w + v;
-    if (far.count[at] > 0 && ii_dcn_touches(w.t, far.box[at]))
-      ii_dcn_add_far(s, w, h, v, far.count[at], far.taps + at * II_DCN_LIST);
-  }
+  for (int first = 0; first < r.nh * r.nw; first += 32)
+    for (unsigned hits = ii_dcn_hits(p, far, group, w.t, r, first); hits; hits &= hits - 1) {
+      const int i = first + __ffs((int)hits) - 1, h = r.h + i / r.nw, v = r.w + i % r.nw;
+      const int64_t at = (int64_t)group * p.sources + h * p.sources_w + v;
+      ii_dcn_add_far(s, w, h, v, far.count[at], far.taps + at * p.list);
+    }
 }
 
 #endif

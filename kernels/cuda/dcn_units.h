@@ -57,7 +57,7 @@ static inline int ii_dcn_lanes(int64_t n) {
 /* Fills *s but for lanes and stride. Returns 1 with k->error for sizes the kernels cannot index. */
 template <typename R>
 static inline int ii_dcn_shape_of(ii_kctx *k, const ii_dcn_args *a, ii_dcn_shape<R> *s) {
-  const int64_t side = 1 << 24; /* further away, fp32 does not know one pixel from the next */
+  const int64_t side = 1 << 22; /* further away, fp32 knows half a pixel, and then none */
   const int64_t K = ii_dcn_taps(a->kh, a->kw, a->remove_center);
   if (a->H > side || a->W > side || a->H * a->W > INT_MAX || a->Ho * a->Wo > INT_MAX ||
       a->C > INT_MAX || a->Ho * a->Wo * a->G > INT_MAX)
