@@ -23,8 +23,9 @@
  * - Results are the same from run to run, bit for bit (CPU: for a given k->threads). Results for
  *   one image do not depend on the other images of the batch, except in batch_norm, in gradients of
  *   parameters, and in the last bits of matrix products whose order of sums a library chooses by
- *   all sizes of the product: on the CPU those of bf16 with thousands of terms (linear, bmm), on CUDA all of linear,
- *   bmm and conv2d, where the number of images may count, but not what is in the others.
+ *   all sizes of the product: on the CPU those of bf16 with thousands of terms (linear, bmm), on
+ *   CUDA all of linear, bmm and conv2d, where the number of images may count, but not what is in
+ *   the others.
  * - Shape letters: N batch, H W height and width, C channels, G groups, D = C/G channels per group,
  *   K kernel points, Ho Wo output size. "rows" is any product of leading dimensions. */
 #ifndef II_KERNELS_H

@@ -117,9 +117,9 @@ void ii_config_default(ii_config *cfg);
 ii_status ii_config_load(ii_config *cfg, const char *name, ii_error *err);
 
 /* Overwrites *cfg with the defaults and then with text, the contents of a .cfg file without base
- * (what ii_config_text writes, here or in an older version: keys that were dropped since and changed
- * no result are passed over). source stands for the file name in errors. Errors as for
- * ii_config_load; on an error *cfg holds the defaults. */
+ * (what ii_config_text writes, here or in an older version: keys that were dropped since are passed
+ * over). source stands for the file name in errors. Errors as for ii_config_load; on an error *cfg
+ * holds the defaults. */
 ii_status ii_config_parse_text(ii_config *cfg, const char *text, const char *source, ii_error *err);
 
 /* Overwrites one key with "section.name=value", as in --set. The value is written as in a file;
