@@ -171,9 +171,11 @@ ii_status ii_step_init(ii_step *s, const ii_step_options *o, ii_error *err) {
                  .schedule = o->schedule,
                  .say = o->say};
   const int graphs = o->cfg->train.cuda_graph;
-  if (graphs == ii_train_cuda_graph_on && c->k.device != II_CUDA)
+  if (graphs == ii_train_cuda_graph_on && c->k.device != II_CUDA) {
+    *s = (ii_step){0};
     return ii_error_set(err, II_ERR_ARG,
                         "train.cuda_graph=on is for GPUs: use --device cuda, or auto or off");
+  }
   s->record = graphs != ii_train_cuda_graph_off && c->k.device == II_CUDA && !c->plan;
   const int64_t size = o->cfg->data.img_size;
   ii_mixer_init(&s->mixer, c, o->cfg, o->cfg->data.batch_size, size, size);
