@@ -387,7 +387,7 @@ __device__ __forceinline__ void gather_otherwise(const ii_dcn_shape<float> &s,
 }
 
 template <typename T, typename O, int N>
-__global__ void __launch_bounds__(32 * WARPS)
+__global__ void __launch_bounds__(32 * WARPS, 3)
     dcn_gx_mma(const ii_dcn_shape<float> s, const ii_dcn_tiling p, const ii_dcn_far far,
                int64_t items, const O *offset, const O *mask, const T *gy, T *gx, bool accumulate) {
   II_SHARED(unsigned char, memory);
