@@ -23,6 +23,7 @@ void ii_names_free(ii_names *n) {
 void ii_dataset_free(ii_dataset *d) {
   if (!d) return;
   ii_packed_free(d->packed);
+  ii_crop_index_free(d->crops);
   ii_names_free(&d->classes);
   free(d->root);
   free(d->kept);

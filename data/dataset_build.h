@@ -31,12 +31,17 @@ typedef struct {
   uint8_t *recoded;     /* [count]: 1 if the bytes are not those of the file it came from */
 } ii_packed;
 
+/* The entries of a crop index for the images of the data set. */
+typedef struct ii_crop_index ii_crop_index;
+void ii_crop_index_free(ii_crop_index *index); /* NULL is allowed */
+
 struct ii_dataset {
   char *root; /* folder, or the pack's file */
   ii_packed *packed;
   int64_t *kept; /* [kept_count]: with a skip list, which of the images below there are; or NULL */
   int64_t kept_count;
   ii_skip_result skip;
+  ii_crop_index *crops;  /* or NULL */
   ii_names classes;      /* names NULL for a list file */
   bool in_class_folders; /* the names below are those inside the class's folder */
   int64_t num_classes;
