@@ -13,10 +13,13 @@ struct ii_decoder {
   int64_t n, pos;       /* pos: PNG only */
   ii_decode_options options;
   ii_image *img;
-  bool ended;      /* the file was shorter than its format says */
-  bool is_png;     /* then the picture is already in whole */
-  int orientation; /* to apply */
-  ii_box part, at; /* JPEG: wanted and decoded region of the stored picture */
+  bool ended;           /* the file was shorter than its format says */
+  bool is_png;          /* then the picture is already in whole */
+  int orientation;      /* to apply */
+  ii_box part, at;      /* JPEG: wanted and decoded region of the stored picture */
+  const uint8_t *index; /* crop index of the bytes, or NULL */
+  int64_t index_size;
+  int64_t hidden; /* JPEG: columns at the left of what is decoded that are not of the picture */
 
   jmp_buf jump;
   ii_status status; /* what the library's error is for us */
@@ -46,11 +49,29 @@ ii_status ii_decode_jpeg_header(ii_decoder *d, int64_t *w, int64_t *h, ii_error 
 /* The rest: decodes at least d->part into d->img and sets d->at, the region that is. */
 ii_status ii_decode_jpeg_pixels(ii_decoder *d, ii_error *err);
 
-/* Between the two, where the file has restart markers for it: makes d->cut a JPEG of a part of the
- * picture with d->part in it, by copying what that part needs. *box is where it lies; its h is 0 if
- * the file cannot be cut or nothing would be gained. Pixels next to d->part are those of the
- * picture as far as d->part depends on them. Errors: II_ERR_MEMORY. */
+/* Between the two, where there is an index: makes d->cut a JPEG of a part of the picture with
+ * d->part in it, by copying what that part needs. *box is where it lies, with d->hidden columns at
+ * its left that show nothing (so its left may be negative); its h is 0 if the file cannot be cut or
+ * nothing would be gained. Pixels next to d->part are those of the picture as far as d->part
+ * depends on them. Errors: II_ERR_MEMORY. */
 ii_status ii_decode_jpeg_cut(ii_decoder *d, ii_box *box, ii_error *err);
+
+/* The squares (MCUs) of a picture: pixels of each, and how many there are. */
+typedef struct {
+  int64_t mcu_w, mcu_h, rows, columns;
+} ii_jpeg_grid;
+
+/* Whether a file, of which the header has been read, is of the kind that crop indices are for;
+ * fills *g. */
+bool ii_jpeg_grid_of(const struct jpeg_decompress_struct *j, ii_jpeg_grid *g);
+
+/* Of each place of the zigzag in which coefficients are stored, the place in rows. */
+#define II_JPEG_ZIGZAG                                                                             \
+  {                                                                                                \
+    0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27,    \
+        20, 13, 6, 7, 14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,  \
+        58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63                             \
+  }
 
 /* Decode d->bytes into d->img. */
 ii_status ii_decode_png(ii_decoder *d, ii_error *err);

@@ -138,17 +138,19 @@ static bool smoothed(const ii_decoder *d) {
 }
 
 /* Narrows the decoding to the columns of d->part and passes over the rows above it. Upsampling of
- * the colours looks one pixel to the left and right, so one more is asked for on both sides; rows
- * are right as they are. */
+ * the colours looks one pixel to the left and right, so one more is asked for on both sides, but
+ * none that is hidden: the border of what is asked for counts as one of the picture. Rows are right
+ * as they are. */
 static void narrow(ii_decoder *d) {
   struct jpeg_decompress_struct *j = &d->jpeg;
   ii_box part = d->part, *at = &d->at;
   *at = (ii_box){0, 0, j->output_height, j->output_width};
   if (smoothed(d)) return;
-  int64_t from = part.left > 0 ? part.left - 1 : 0;
+  int64_t from = part.left > d->hidden ? part.left - 1 : d->hidden;
   int64_t to = part.left + part.w < at->w ? part.left + part.w + 1 : at->w;
   if (to - from < MIN_COLUMNS) to = from + MIN_COLUMNS < at->w ? from + MIN_COLUMNS : at->w;
-  if (to - from < MIN_COLUMNS) from = to > MIN_COLUMNS ? to - MIN_COLUMNS : 0;
+  if (to - from < MIN_COLUMNS) from = to - MIN_COLUMNS;
+  if (from < d->hidden) from = d->hidden;
   JDIMENSION left = (JDIMENSION)from, width = (JDIMENSION)(to - from);
   if (width < j->output_width) {
     jpeg_crop_scanline(j, &left, &width);
@@ -203,6 +205,7 @@ static void continue_with_cut(ii_decoder *d, ii_box box) {
 ii_status ii_decode_jpeg_pixels(ii_decoder *d, ii_error *err) {
   struct jpeg_decompress_struct *j = &d->jpeg;
   ii_box cut;
+  d->hidden = 0;
   II_TRY(ii_decode_jpeg_cut(d, &cut, err));
   if (setjmp(d->jump)) {
     jpeg_abort_decompress(j);

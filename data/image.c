@@ -134,6 +134,7 @@ ii_status ii_image_open(ii_decoder *d, const uint8_t *bytes, int64_t n,
   d->bytes = bytes, d->n = n, d->pos = 0;
   d->options = *options;
   d->ended = false;
+  d->index = NULL, d->index_size = 0;
   d->status = II_OK;
   d->message[0] = 0;
   if (n >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff)
@@ -142,6 +143,10 @@ ii_status ii_image_open(ii_decoder *d, const uint8_t *bytes, int64_t n,
   if (n >= 4 && memcmp(bytes, png_magic, 4) == 0)
     return ii_error_set(err, II_ERR_FORMAT, "the PNG signature is damaged");
   return ii_error_set(err, II_ERR_FORMAT, "neither a JPEG nor a PNG file (unknown first bytes)");
+}
+
+void ii_image_use_index(ii_decoder *d, const uint8_t *index, int64_t n) {
+  d->index = index, d->index_size = n;
 }
 
 ii_status ii_image_read(ii_decoder *d, ii_box part, ii_image *img, ii_box *at, ii_error *err) {

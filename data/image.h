@@ -68,6 +68,11 @@ ii_status ii_image_open(ii_decoder *decoder, const uint8_t *bytes, int64_t n,
                         const ii_decode_options *options, int64_t *w, int64_t *h, ii_error *err);
 ii_status ii_image_read(ii_decoder *decoder, ii_box part, ii_image *img, ii_box *at, ii_error *err);
 
+/* Between the two: index [n] is the crop index (data/jpeg_index.h) of the very bytes that were
+ * opened, as their checksums have shown; it must stay as long as they. The pixels are the same, but
+ * come sooner where the part is small. NULL and 0: there is none. */
+void ii_image_use_index(ii_decoder *decoder, const uint8_t *index, int64_t n);
+
 /* A growing buffer that files are read into; starts as {0}. */
 typedef struct {
   uint8_t *data;
