@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "data/crop_index.h"
 #include "data/parallel.h"
 
 #define MAX_BAD_RUN 50
@@ -33,6 +34,8 @@ typedef struct {
   int64_t bad_count, bad_capacity;
   ii_error error; /* of the lowest place that has one */
   int64_t error_place;
+  ii_crop_index_state stale; /* of the lowest place whose entry cannot be used; NONE: no such */
+  int64_t stale_place, stale_sample;
 } slot;
 
 typedef struct {
@@ -40,9 +43,10 @@ typedef struct {
   pthread_t thread;
   ii_decoder *decoder;
   ii_transformer *transformer;
-  ii_bytes file;
+  ii_bytes file, index;
   ii_image image;
   ii_error error;                 /* of the last attempt */
+  ii_crop_index_state entry;      /* of the last attempt */
   ii_stopwatch *watch, stopwatch; /* watch: NULL, or &stopwatch */
 } worker;
 
@@ -68,6 +72,7 @@ struct ii_loader {
 
   int64_t bad_run; /* invalid images in a row, evaluation */
   ii_error failed; /* the error the stream stands still at */
+  bool stale_told; /* on_stale was called */
   ii_loader_stats stats;
   ii_stage_times times; /* with config.measure, under the lock */
 };
@@ -112,6 +117,7 @@ static bool open_next(ii_loader *l) {
   s->batch.count = ii_sampler_batch(l->sampler, epoch, index, s->batch.keys);
   s->batch.failed = 0;
   s->taken = s->done = s->bad_count = 0;
+  s->stale = II_CROP_INDEX_NONE;
   ii_error_clear(&s->error);
   l->opened++;
   /* a rank's share of the last batch may be empty; nobody would tell the consumer */
@@ -121,11 +127,24 @@ static bool open_next(ii_loader *l) {
 
 /* ---- one image ---- */
 
+/* Gives the decoder what the crop index has for these bytes, if it would be of use. */
+static void use_index(worker *w, int64_t sample, const uint8_t *bytes, int64_t n, ii_box source,
+                      int64_t width, int64_t height) {
+  if (source.w == width && source.h == height) return;
+  ii_lap(w->watch, II_STAGE_DECODE);
+  w->entry = ii_dataset_crop_index(w->loader->config.dataset, sample, bytes, n, &w->index);
+  ii_lap(w->watch, II_STAGE_READ);
+  if (w->entry != II_CROP_INDEX_FOUND) return;
+  w->stopwatch.times.bytes += w->index.size;
+  ii_image_use_index(w->decoder, w->index.data, w->index.size);
+}
+
 static ii_status load_sample(worker *w, int64_t sample, int64_t key, int64_t epoch, float *out) {
   const ii_loader_config *c = &w->loader->config;
   const uint8_t *bytes;
   int64_t n;
   ii_error_clear(&w->error);
+  w->entry = II_CROP_INDEX_NONE;
   ii_lap(w->watch, II_STAGE_OTHER);
   II_TRY(ii_dataset_read(c->dataset, sample, &w->file, &bytes, &n, &w->error));
   w->stopwatch.times.bytes += n;
@@ -135,6 +154,7 @@ static ii_status load_sample(worker *w, int64_t sample, int64_t key, int64_t epo
   ii_rng rng = ii_rng_make(c->seed, II_RNG_AUGMENT, (uint64_t)epoch, (uint64_t)key);
   ii_transform_plan plan = ii_transform_draw(&c->transform, width, height, &rng);
   ii_box at;
+  use_index(w, sample, bytes, n, plan.source, width, height);
   II_TRY(ii_image_read(w->decoder, plan.source, &w->image, &at, &w->error));
   ii_lap(w->watch, II_STAGE_DECODE);
   II_TRY(ii_transform_part(w->transformer, &c->transform, &plan, &w->image, at.top, at.left, &rng,
@@ -168,6 +188,13 @@ static void note_error(ii_loader *l, slot *s, int64_t place, const ii_error *err
   pthread_mutex_unlock(&l->lock);
 }
 
+static void note_stale(worker *w, slot *s, int64_t place, int64_t sample) {
+  pthread_mutex_lock(&w->loader->lock);
+  if (s->stale == II_CROP_INDEX_NONE || place < s->stale_place)
+    s->stale = w->entry, s->stale_place = place, s->stale_sample = sample;
+  pthread_mutex_unlock(&w->loader->lock);
+}
+
 /* Loads what belongs at `place` of the batch, or a replacement. */
 static void load_place(worker *w, slot *s, int64_t place) {
   const ii_loader_config *c = &w->loader->config;
@@ -180,6 +207,8 @@ static void load_place(worker *w, slot *s, int64_t place) {
   b->valid[place] = 1;
   for (;;) {
     ii_status status = load_sample(w, sample, key, b->epoch, out);
+    if (w->entry == II_CROP_INDEX_STALE || w->entry == II_CROP_INDEX_DAMAGED)
+      note_stale(w, s, place, sample);
     if (status == II_OK) break;
     if (status == II_ERR_MEMORY) {
       note_error(w->loader, s, place, &w->error);
@@ -398,6 +427,7 @@ void ii_loader_free(ii_loader *l) {
     ii_decoder_free(w->decoder);
     ii_transformer_free(w->transformer);
     ii_bytes_free(&w->file);
+    ii_bytes_free(&w->index);
     ii_image_free(&w->image);
   }
   free(l->workers);
@@ -465,6 +495,19 @@ static int by_place(const void *a, const void *b) {
   return x->order < y->order ? -1 : x->order > y->order;
 }
 
+static void tell_stale(ii_loader *l, const slot *s) {
+  char path[II_PATH_MAX];
+  if (s->stale == II_CROP_INDEX_NONE || l->stale_told || !l->config.on_stale) return;
+  l->stale_told = true;
+  ii_dataset_path(l->config.dataset, s->stale_sample, path);
+  l->config.on_stale(l->config.context, path,
+                     s->stale == II_CROP_INDEX_STALE
+                         ? "has changed since the crop index was made and is decoded without it, "
+                           "as others may be; run scan --crop-index again"
+                         : "has a damaged entry in the crop index and is decoded without it, as "
+                           "others may be; run scan --crop-index again");
+}
+
 /* Reports the batch's bad files and counts its invalid images. */
 static ii_status inspect(ii_loader *l, slot *s) {
   ii_batch *b = &s->batch;
@@ -475,6 +518,7 @@ static ii_status inspect(ii_loader *l, slot *s) {
     if (l->config.on_bad) l->config.on_bad(l->config.context, path, s->bad[i].reason);
   }
   l->stats.bad_files += s->bad_count;
+  tell_stale(l, s);
   if (s->error.status != II_OK)
     return ii_error_set(&l->failed, s->error.status, "%s", s->error.text);
   for (int64_t i = 0; i < b->count; i++) {

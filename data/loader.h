@@ -45,6 +45,10 @@ typedef struct {
   /* Called by ii_loader_next, in the order of the stream, for each file that could not be used.
    * May be NULL. */
   void (*on_bad)(void *context, const char *path, const char *reason);
+  /* Called by ii_loader_next once, for the first image of the stream whose entry in the data set's
+   * crop index cannot be used, with what follows the path in a sentence ("has changed ..."): its
+   * picture is right all the same. May be NULL. */
+  void (*on_stale)(void *context, const char *path, const char *what);
   void *context;
 } ii_loader_config;
 

@@ -1,4 +1,5 @@
-/* scan: decodes every image of a data set once; a report and a skip list for data.skip_list. */
+/* scan: decodes every image of a data set once; a report, a skip list for data.skip_list, and a
+ * crop index for data.crop_index. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,11 +14,15 @@ static const char usage[] =
     "usage: scan SOURCE [--out FILE] [options]\n"
     "Decodes every image of a data set once, reports what is there, and writes the images that\n"
     "cannot be used, with size, checksum and reason, to a skip list, which training leaves out:\n"
-    "data.skip_list = FILE. Exit code 0: all images are good; 3: some are not.\n"
+    "data.skip_list = FILE. With --crop-index also writes where in each JPEG file which part of "
+    "the\n"
+    "picture is; training then decodes only what a crop needs, with the same pixels:\n"
+    "data.crop_index = FILE. Exit code 0: all images are good; 3: some are not.\n"
     "SOURCE is one of, with what belongs to it:\n"
     "%s"
     "options:\n"
     "  --out FILE           the skip list (replaced if there is one)\n"
+    "  --crop-index FILE    the crop index (replaced if there is one)\n"
     "  --allow-truncated    files that end early count as good, as with data.allow_truncated\n"
     "  --max-pixels N       larger images count as bad (default %lld)\n"
     "  --threads N          threads (default: one per processor)\n"
@@ -27,7 +32,7 @@ static const char usage[] =
 typedef struct {
   ii_source source;
   ii_scan_options options;
-  const char *out;
+  const char *out, *crop_index; /* NULL: none */
   bool quiet, terminal;
   int64_t total;
   double begin, last;
@@ -49,18 +54,19 @@ static ii_status parse(command *c, int argc, char **argv, ii_error *err) {
       c->quiet = true;
     } else if (!strcmp(name, "--allow-truncated")) {
       c->options.decode.allow_truncated = true;
-    } else if (!strcmp(name, "--out") || !strcmp(name, "--threads") ||
-               !strcmp(name, "--max-pixels")) {
+    } else if (!strcmp(name, "--out") || !strcmp(name, "--crop-index")) {
+      if (i + 1 >= argc) return ii_error_set(err, II_ERR_ARG, "%s needs a value", name);
+      *(name[2] == 'o' ? &c->out : &c->crop_index) = argv[++i];
+    } else if (!strcmp(name, "--threads") || !strcmp(name, "--max-pixels")) {
       char *end = "";
       if (i + 1 >= argc) return ii_error_set(err, II_ERR_ARG, "%s needs a value", name);
       const char *value = argv[++i];
       const bool threads = name[2] == 't';
       const long long most = threads ? 1024 : INT64_C(1) << 40;
-      const long long v = name[2] == 'o' ? 1 : strtoll(value, &end, 10);
+      const long long v = strtoll(value, &end, 10);
       if (*end || !*value || v < 1 || v > most)
         return ii_error_set(err, II_ERR_ARG, "%s %s is not a whole number in 1..%lld", name, value,
                             most);
-      if (name[2] == 'o') c->out = value;
       if (threads) c->options.threads = (int)v;
       if (name[2] == 'm') c->options.decode.max_pixels = v;
     } else {
@@ -113,10 +119,18 @@ static void print_bad(const ii_dataset *d, const ii_scan_report *r) {
   if (r->bad_count > most) printf("  ... and %lld more\n", (long long)(r->bad_count - most));
 }
 
-static ii_status run(command *c, int64_t *bad, ii_error *err) {
-  ii_dataset *d;
+static ii_status finish_crop_index(const command *c, const ii_scan_report *r, ii_error *err) {
+  ii_crop_summary x;
+  II_TRY(ii_crop_writer_finish(c->options.crops, &x, err));
+  printf("crop index: %s, %lld of %lld images, %.1f MB\n", c->crop_index, (long long)x.entries,
+         (long long)r->images, (double)x.bytes * 1e-6);
+  if (x.entries == 0) printf("  (only baseline JPEG files can have one: training refuses it)\n");
+  return II_OK;
+}
+
+static ii_status scan_all(command *c, const ii_dataset *d, int64_t *bad, ii_error *err) {
   ii_scan_report r;
-  II_TRY(ii_source_open(&c->source, &d, err));
+  if (c->crop_index) II_TRY(ii_crop_writer_new(d, c->crop_index, &c->options.crops, err));
   c->options.tick = show, c->options.context = c;
   c->total = ii_dataset_size(d);
   c->begin = c->last = now();
@@ -129,8 +143,17 @@ static ii_status run(command *c, int64_t *bad, ii_error *err) {
     *bad = r.bad_count;
     if (c->out) s = ii_scan_write_list(d, &r, c->out, err);
     if (c->out && s == II_OK) printf("skip list: %s\n", c->out);
+    if (c->crop_index && s == II_OK) s = finish_crop_index(c, &r, err);
     ii_scan_free(&r);
   }
+  ii_crop_writer_free(c->options.crops);
+  return s;
+}
+
+static ii_status run(command *c, int64_t *bad, ii_error *err) {
+  ii_dataset *d;
+  II_TRY(ii_source_open(&c->source, &d, err));
+  const ii_status s = scan_all(c, d, bad, err);
   ii_dataset_free(d);
   return s;
 }

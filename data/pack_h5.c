@@ -32,6 +32,9 @@ static hid_t access_properties(void) {
 }
 
 static ii_status begin(ii_pack_file *f, const char *path, ii_error *err) {
+  /* a file that could not be closed for lack of room would be closed again at exit, and HDF5 1.10
+   * crashes at that; no effect once the library is in use */
+  H5dont_atexit();
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* our sentences instead of HDF5's stack dumps */
   *f = (ii_pack_file){.id = -1, .path = strdup(path)};
   return f->path ? II_OK : ii_error_set(err, II_ERR_MEMORY, "no memory for '%s'", path);
@@ -47,8 +50,10 @@ ii_status ii_pack_h5_create(ii_pack_file *f, const char *path, ii_error *err) {
     return II_ERR_IO;
   }
   close(fd);
-  hid_t how = access_properties();
-  f->id = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, how);
+  hid_t how = access_properties(), root = H5Pcreate(H5P_FILE_CREATE);
+  H5Pset_obj_track_times(root, 0);
+  f->id = H5Fcreate(path, H5F_ACC_TRUNC, root, how);
+  H5Pclose(root);
   H5Pclose(how);
   if (f->id >= 0) return II_OK;
   ii_pack_h5_close(f);

@@ -10,6 +10,7 @@
 #include "data/checksum.h"
 #include "data/dataset_build.h"
 #include "data/decode.h"
+#include "data/jpeg_index.h"
 #include "data/parallel.h"
 #include "data/skip_list.h"
 
@@ -59,6 +60,16 @@ static void note_bad(scanner *w, int64_t sample, const uint8_t *bytes, int64_t n
   memcpy(b->reason, why->text, sizeof b->reason);
 }
 
+/* Each image comes, those without an index too. */
+static void add_index(const scan *s, scanner *w, int64_t i, const uint8_t *bytes, int64_t n,
+                      bool usable) {
+  uint8_t *index = NULL;
+  int64_t index_n = 0;
+  if (!s->o->crops) return;
+  if (usable && bytes[0] != 0x89) ii_jpeg_index_make(bytes, n, &index, &index_n, &w->error);
+  ii_crop_writer_add(s->o->crops, i, bytes, n, index, index_n);
+}
+
 static void scan_one(void *context, int thread, int64_t i) {
   const scan *s = context;
   scanner *w = &s->scanners[thread];
@@ -77,10 +88,13 @@ static void scan_one(void *context, int thread, int64_t i) {
     ii_error_set(&w->error, status, "%s", err.text);
   else
     note_bad(w, i, bytes, n, &err);
+  add_index(s, w, i, bytes, n, status == II_OK);
 }
 
 static bool tick(void *context, int64_t done) {
   const scan *s = context;
+  ii_error none = {0};
+  if (s->o->crops && ii_crop_writer_check(s->o->crops, &none) != II_OK) return false;
   return !s->o->tick || s->o->tick(s->o->context, done);
 }
 
@@ -109,6 +123,14 @@ static ii_status add_up(const scan *s, int threads, ii_scan_report *r, ii_error 
   return II_OK;
 }
 
+static ii_status run(const ii_parallel *loop, const scan *s, ii_error *err) {
+  ii_error stopped = {0};
+  const ii_status status = ii_parallel_run(loop, ii_dataset_size(s->set), &stopped);
+  /* what the writer says is why it was stopped */
+  if (s->o->crops) II_TRY(ii_crop_writer_check(s->o->crops, err));
+  return status == II_OK ? II_OK : ii_error_set(err, status, "%s", stopped.text);
+}
+
 ii_status ii_scan(const ii_dataset *dataset, const ii_scan_options *options, ii_scan_report *report,
                   ii_error *err) {
   const int threads = options->threads > 0 ? options->threads : ii_parallel_processors();
@@ -119,7 +141,7 @@ ii_status ii_scan(const ii_dataset *dataset, const ii_scan_options *options, ii_
   for (int i = 0; status == II_OK && i < threads; i++)
     status = ii_decoder_new(&s.scanners[i].decoder, err);
   const ii_parallel loop = {threads, scan_one, tick, &s};
-  if (status == II_OK) status = ii_parallel_run(&loop, ii_dataset_size(dataset), err);
+  if (status == II_OK) status = run(&loop, &s, err);
   if (status == II_OK) status = add_up(&s, threads, report, err);
   for (int i = 0; s.scanners && i < threads; i++) {
     ii_decoder_free(s.scanners[i].decoder);

@@ -1,11 +1,12 @@
 /* Decoding every image of a data set once, to find those that cannot be used. */
 #ifndef II_SCAN_H
 #define II_SCAN_H
-#include "data/dataset.h"
+#include "data/crop_index.h"
 
 typedef struct {
-  int threads;                               /* 0: one per processor */
-  ii_decode_options decode;                  /* what counts as usable */
+  int threads;              /* 0: one per processor */
+  ii_decode_options decode; /* what counts as usable */
+  ii_crop_writer *crops;    /* gets the indexes of the usable JPEG files; NULL: none are made */
   bool (*tick)(void *context, int64_t done); /* now and then; false stops. May be NULL */
   void *context;
 } ii_scan_options;
@@ -28,8 +29,11 @@ typedef struct {
 } ii_scan_report;
 
 /* Scans; free the report with ii_scan_free. The result does not depend on the number of threads.
- * Memory: for each thread one file and one image (at most decode.max_pixels), and the report.
- * Errors: II_ERR_MEMORY, II_ERR_IO (threads), II_ERR_INTERRUPTED; bad images are no error. */
+ * Memory: for each thread one file and one image (at most decode.max_pixels), and the report;
+ * with crops also what ii_jpeg_index_make and the writer take.
+ * With crops all images have been added when there is no error; ii_crop_writer_finish is the
+ * caller's. Errors: II_ERR_MEMORY, II_ERR_IO (threads; crops), II_ERR_INTERRUPTED; bad images are
+ * no error. */
 ii_status ii_scan(const ii_dataset *dataset, const ii_scan_options *options, ii_scan_report *report,
                   ii_error *err);
 void ii_scan_free(ii_scan_report *report);

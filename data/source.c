@@ -1,6 +1,7 @@
 #include "data/source.h"
 #include <stdio.h>
 #include <string.h>
+#include "data/crop_index.h"
 #include "data/pack.h"
 #include "data/skip_list.h"
 
@@ -107,8 +108,10 @@ ii_status ii_source_open(const ii_source *s, ii_dataset **dataset, ii_error *err
     return ii_error_set(err, II_ERR_ARG,
                         "name a data set: --folder, --list, --packed, --imagenet-val or --inat");
   II_TRY(open_any(s, dataset, err));
-  if (!s->skip_list) return II_OK;
-  ii_status status = ii_dataset_skip(*dataset, s->skip_list, err);
+  ii_status status = II_OK;
+  if (s->skip_list) status = ii_dataset_skip(*dataset, s->skip_list, err);
+  if (status == II_OK && s->crop_index)
+    status = ii_dataset_use_crop_index(*dataset, s->crop_index, err);
   if (status == II_OK) return II_OK;
   ii_dataset_free(*dataset);
   *dataset = NULL;

@@ -15,13 +15,14 @@ typedef enum {
 typedef struct {
   ii_source_kind kind;
   const char *path;
-  const char *root;      /* NULL: the folder of the list or JSON file */
-  const char *classes;   /* folder: class list; NULL: the folders are the classes */
-  const char *truth;     /* flat ImageNet: of ii_dataset_open_imagenet_val; NULL: search above */
-  const char *locations; /* iNaturalist: NULL for none */
-  const char *skip_list; /* NULL: none */
-  int64_t num_classes;   /* list: as in ii_dataset_open_list */
-  bool in_memory;        /* packed: as in ii_dataset_open_packed */
+  const char *root;       /* NULL: the folder of the list or JSON file */
+  const char *classes;    /* folder: class list; NULL: the folders are the classes */
+  const char *truth;      /* flat ImageNet: of ii_dataset_open_imagenet_val; NULL: search above */
+  const char *locations;  /* iNaturalist: NULL for none */
+  const char *skip_list;  /* NULL: none */
+  const char *crop_index; /* of ii_dataset_use_crop_index; NULL: none */
+  int64_t num_classes;    /* list: as in ii_dataset_open_list */
+  bool in_memory;         /* packed: as in ii_dataset_open_packed */
 } ii_source;
 
 /* If argv[*i] is an option of a source, takes it and its value into *source, moves *i to the value

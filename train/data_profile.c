@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <time.h>
 #include "autograd/rng.h"
+#include "data/crop_index.h"
 #include "data/parallel.h"
 #include "train/setup.h"
 
@@ -25,6 +26,7 @@ typedef struct {
   const ii_data_profile_options *o;
   uint64_t hashes[MOST_TOLD];
   int count;
+  bool stale; /* an unusable entry of the crop index was named */
 } told;
 
 static void bad_file(void *user, const char *path, const char *reason) {
@@ -36,6 +38,13 @@ static void bad_file(void *user, const char *path, const char *reason) {
   t->hashes[t->count++] = hash;
   ii_say_line(&t->o->say, II_SAY_WARNING, "%s cannot be used, the next image takes its place: %s%s",
               path, reason, t->count == MOST_TOLD ? " (others are only counted)" : "");
+}
+
+static void stale_entry(void *user, const char *path, const char *what) {
+  told *t = user;
+  if (t->stale) return;
+  t->stale = true;
+  ii_say_line(&t->o->say, II_SAY_WARNING, "%s %s", path, what);
 }
 
 /* Takes batches for some seconds. What the threads did before the first one is not counted: nor is
@@ -68,6 +77,7 @@ static ii_status run(told *t, const ii_dataset *d, int threads, ii_data_profile 
   c.threads = threads;
   c.measure = true;
   c.on_bad = bad_file;
+  c.on_stale = stale_entry;
   c.context = t;
   if (ii_loader_new(&c, &l, err) != II_OK)
     return ii_error_prefix(err, "training images (data.batch_size = %lld)",
@@ -117,6 +127,7 @@ static ii_status measure_all(const ii_data_profile_options *o, const ii_dataset 
                              ii_data_profile *p, ii_error *err) {
   told t = {.o = o};
   p->images = ii_dataset_size(d);
+  p->indexed = ii_dataset_crop_indexed(d);
   II_TRY(run(&t, d, (int)o->config->data.workers, p, err));
   if (!stop_wanted(o) && p->run_count && p->runs[0].threads > 1) II_TRY(run(&t, d, 1, p, err));
   if (!stop_wanted(o)) II_TRY(decode_alone(o, d, p, err));
@@ -152,6 +163,9 @@ static void print_head(FILE *f, const ii_data_profile_options *o, const ii_data_
   fprintf(f, "data     %s: %lld training images to %lld px, batches of %lld, %lld ahead\n",
           c->data.root, (long long)p->images, (long long)c->data.img_size,
           (long long)c->data.batch_size, (long long)c->data.prefetch);
+  if (p->indexed)
+    fprintf(f, "crops    %lld of them are in the crop index %s\n", (long long)p->indexed,
+            c->data.crop_index);
   fprintf(f, "threads  %d (data.workers = %lld); this process may use %d processor%s\n",
           p->runs[0].threads, (long long)c->data.workers, p->processors,
           p->processors == 1 ? "" : "s");

@@ -29,6 +29,7 @@ typedef struct {
   double decode_seconds; /* processor time of reading and decoding ... */
   int64_t decode_images; /* ... whole images, and no more */
   int64_t images;        /* of the data set */
+  int64_t indexed;       /* of these, in the crop index */
   int processors;        /* this process may use */
   bool stopped;
 } ii_data_profile;

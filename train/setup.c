@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include "data/crop_index.h"
 #include "data/skip_list.h"
 #include "data/source.h"
 
@@ -34,7 +35,8 @@ static bool has_folders(const char *path) {
 
 /* Which data set the configuration names. The texts of *s are the buffers. */
 typedef struct {
-  char path[PATH_SIZE], skip[PATH_SIZE], classes[PATH_SIZE], truth[PATH_SIZE], places[PATH_SIZE];
+  char path[PATH_SIZE], skip[PATH_SIZE], crops[PATH_SIZE], classes[PATH_SIZE], truth[PATH_SIZE],
+      places[PATH_SIZE];
 } source_texts;
 
 static void find_source(const ii_config *cfg, bool train, source_texts *t, ii_source *s) {
@@ -77,6 +79,11 @@ static void find_source(const ii_config *cfg, bool train, source_texts *t, ii_so
   if (train && *cfg->data.skip_list) {
     path_of(cfg, cfg->data.skip_list, t->skip, sizeof t->skip);
     s->skip_list = t->skip;
+  }
+  /* evaluation decodes nearly whole images */
+  if (train && *cfg->data.crop_index) {
+    path_of(cfg, cfg->data.crop_index, t->crops, sizeof t->crops);
+    s->crop_index = t->crops;
   }
 }
 
@@ -255,6 +262,9 @@ ii_status ii_setup_classes(ii_config *cfg, const ii_dataset *d, const ii_say *sa
                 "data.skip_list: %lld of its images have changed since and are used, %lld are not "
                 "in the data set; scan it again",
                 (long long)skip->changed, (long long)skip->unknown);
+  if (ii_dataset_crop_indexed(d))
+    ii_say_line(say, II_SAY_NOTE, "data.crop_index: %lld of %lld images have an entry",
+                (long long)ii_dataset_crop_indexed(d), (long long)ii_dataset_size(d));
   if (wanted == 0) {
     if (found > II_CONFIG_CLASSES)
       return ii_error_set(err, II_ERR_ARG,

@@ -77,6 +77,11 @@ static void bad_file(void *user, const char *path, const char *reason) {
               path, reason);
 }
 
+static void stale_entry(void *user, const char *path, const char *what) {
+  ii_trainer *t = user;
+  ii_say_line(&t->say, II_SAY_WARNING, "%s %s", path, what);
+}
+
 static ii_status open_data(ii_trainer *t, ii_error *err) {
   ii_config *cfg = &t->o.config;
   II_TRY(ii_setup_dataset(cfg, true, &t->train_set, err));
@@ -115,6 +120,7 @@ static ii_status open_loader(ii_trainer *t, ii_error *err) {
   const ii_config *cfg = t->cfg;
   ii_loader_config l = ii_setup_loader(cfg, t->train_set, true);
   l.on_bad = bad_file;
+  l.on_stale = stale_entry;
   l.context = t;
   ii_input_loader_memory(&l, t->ctx);
   if (ii_loader_new(&l, &t->loader, err) != II_OK)
