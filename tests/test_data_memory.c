@@ -15,6 +15,7 @@
 #include "data/loader.h"
 #include "data/pack.h"
 #include "data/sample_draw.h"
+#include "data/scan.h"
 
 static atomic_bool counting;
 static atomic_llong own_calls, all_calls;
@@ -109,6 +110,27 @@ static ii_dataset *packed(const ii_dataset *d, bool in_memory) {
   return p;
 }
 
+/* The JPEG files once more, with a crop index. */
+static ii_dataset *with_crop_index(const ii_dataset *d) {
+  char path[300], list[300];
+  ii_error err = {0};
+  ii_scan_options o = {.threads = 1};
+  ii_scan_report r;
+  ii_crop_summary x;
+  ii_dataset *indexed;
+  snprintf(path, sizeof path, "%s/jpg.crops", root);
+  snprintf(list, sizeof list, "%s/list_jpg.txt", root);
+  if (ii_crop_writer_new(d, path, &o.crops, &err) != II_OK || ii_scan(d, &o, &r, &err) != II_OK ||
+      ii_crop_writer_finish(o.crops, &x, &err) != II_OK ||
+      ii_dataset_open_list(list, root, 0, &indexed, &err) != II_OK ||
+      ii_dataset_use_crop_index(indexed, path, &err) != II_OK)
+    fail_msg("%s", err.text);
+  ii_crop_writer_free(o.crops);
+  ii_scan_free(&r);
+  assert_int_equal(ii_dataset_crop_indexed(indexed), IMAGES);
+  return indexed;
+}
+
 static int setup(void **state) {
   strcpy(root, "/tmp/ii_memory_XXXXXX");
   return mkdtemp(root) ? 0 : -1;
@@ -189,6 +211,12 @@ static void check_kind(bool png) {
   check_one_thread(memory, png ? "pack of PNG in memory" : "pack of JPEG in memory");
   check_threads(files);
   check_threads(pack);
+  if (!png) {
+    ii_dataset *indexed = with_crop_index(files);
+    check_one_thread(indexed, "JPEG files with a crop index");
+    check_threads(indexed);
+    ii_dataset_free(indexed);
+  }
   ii_dataset_free(files);
   ii_dataset_free(pack);
   ii_dataset_free(memory);

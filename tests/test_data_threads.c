@@ -1,5 +1,6 @@
-/* What threads must not change: batches of the full recipe, bit for bit, from a folder and a pack,
- * begun anywhere; how far ahead they may work; how many there are; what they say of their time. */
+/* What threads must not change: batches of the full recipe, bit for bit, from a folder (with
+ * a crop index too) and a pack, begun anywhere; how far ahead they may work; how many there are;
+ * what they say of their time. */
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -22,8 +23,9 @@
 enum { CLASSES = 3, EACH = 10, TOTAL = CLASSES * EACH, SIZE = 48, PIXELS = SIZE * SIZE * 3 };
 
 static char root[256];
-static ii_dataset *sets[3]; /* folder, pack, pack in memory */
-static const char *const set_names[] = {"folder", "pack", "pack in memory"};
+enum { FOLDER, PACK, PACK_IN_MEMORY, CROP_INDEX, SETS };
+static ii_dataset *sets[SETS];
+static const char *const set_names[] = {"folder", "pack", "pack in memory", "crop index"};
 
 static char *in_root(const char *name) {
   static char path[4][600];
@@ -31,6 +33,20 @@ static char *in_root(const char *name) {
   turn = (turn + 1) % 4;
   snprintf(path[turn], sizeof path[turn], "%s/%s", root, name);
   return path[turn];
+}
+
+/* The folder once more, with a crop index. */
+static ii_status open_indexed(ii_error *err) {
+  ii_scan_options o = {.threads = 3};
+  ii_scan_report r;
+  ii_crop_summary x;
+  II_TRY(ii_dataset_open_folder(in_root("set"), NULL, &sets[CROP_INDEX], err));
+  II_TRY(ii_crop_writer_new(sets[CROP_INDEX], in_root("set.crops"), &o.crops, err));
+  II_TRY(ii_scan(sets[CROP_INDEX], &o, &r, err));
+  ii_scan_free(&r);
+  II_TRY(ii_crop_writer_finish(o.crops, &x, err));
+  ii_crop_writer_free(o.crops);
+  return ii_dataset_use_crop_index(sets[CROP_INDEX], in_root("set.crops"), err);
 }
 
 static int setup(void **state) {
@@ -53,17 +69,19 @@ static int setup(void **state) {
       if (s != II_OK) return -1;
     }
   }
-  if (ii_dataset_open_folder(in_root("set"), NULL, &sets[0], &err) != II_OK) return -1;
-  if (ii_pack_write(sets[0], in_root("p.h5"), &(ii_pack_options){.threads = 2}, &r, &err) != II_OK)
+  if (ii_dataset_open_folder(in_root("set"), NULL, &sets[FOLDER], &err) != II_OK) return -1;
+  if (ii_pack_write(sets[FOLDER], in_root("p.h5"), &(ii_pack_options){.threads = 2}, &r, &err) !=
+      II_OK)
     return -1;
-  for (int k = 1; k < 3; k++)
-    if (ii_dataset_open_packed(in_root("p.h5"), k == 2, &sets[k], &err) != II_OK) return -1;
-  return 0;
+  for (int k = PACK; k <= PACK_IN_MEMORY; k++)
+    if (ii_dataset_open_packed(in_root("p.h5"), k == PACK_IN_MEMORY, &sets[k], &err) != II_OK)
+      return -1;
+  return open_indexed(&err) == II_OK ? 0 : -1;
 }
 
 static int teardown(void **state) {
   char command[400];
-  for (int k = 0; k < 3; k++) ii_dataset_free(sets[k]);
+  for (int k = 0; k < SETS; k++) ii_dataset_free(sets[k]);
   snprintf(command, sizeof command, "rm -rf '%s'", root);
   return system(command);
 }
@@ -116,7 +134,7 @@ static void check_same(const ii_batch *b, int64_t s, const kept *want, const cha
 static void test_same_batches(void **state) {
   static const int threads[] = {1, 2, 7};
   static kept want[STREAM];
-  ii_loader *l = open_loader(recipe(sets[0], BATCH, 1));
+  ii_loader *l = open_loader(recipe(sets[FOLDER], BATCH, 1));
   for (int s = 0; s < STREAM; s++) {
     const ii_batch *b = next(l);
     memcpy(want[s].keys, b->keys, sizeof want[s].keys);
@@ -126,7 +144,7 @@ static void test_same_batches(void **state) {
   }
   ii_loader_free(l);
   assert_memory_not_equal(want[0].images, want[PER_EPOCH].images, sizeof want[0].images);
-  for (int k = 0; k < 3; k++)
+  for (int k = 0; k < SETS; k++)
     for (int t = 0; t < 3; t++)
       for (int resumed = 0; resumed < 2; resumed++) {
         char where[100];
@@ -171,7 +189,7 @@ static void test_back_pressure(void **state) {
   static const int threads[] = {1, 2, 7};
   for (int prefetch = 1; prefetch <= 3; prefetch += 2)
     for (int t = 0; t < 3; t++) {
-      ii_loader_config c = recipe(sets[0], 4, threads[t]);
+      ii_loader_config c = recipe(sets[FOLDER], 4, threads[t]);
       c.prefetch = prefetch;
       atomic_store(&reads, 0);
       ii_loader *l = open_loader(c);
@@ -248,12 +266,12 @@ static void test_affinity(void **state) {
   CPU_SET(first, &one);
   assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
   assert_int_equal(ii_parallel_processors(), 1);
-  ii_loader *l = open_loader(recipe(sets[0], BATCH, 0));
+  ii_loader *l = open_loader(recipe(sets[FOLDER], BATCH, 0));
   assert_int_equal(ii_loader_threads(l), 1);
   ii_loader_free(l);
   assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
   assert_int_equal(ii_parallel_processors(), processors);
-  l = open_loader(recipe(sets[0], BATCH, 0));
+  l = open_loader(recipe(sets[FOLDER], BATCH, 0));
   assert_int_equal(ii_loader_threads(l), processors);
   ii_loader_free(l);
 }
@@ -268,7 +286,7 @@ static double now(void) {
 
 static void test_times(void **state) {
   for (int threads = 1; threads <= 3; threads += 2) {
-    ii_loader_config c = recipe(sets[0], BATCH, threads);
+    ii_loader_config c = recipe(sets[FOLDER], BATCH, threads);
     ii_stage_times t;
     int64_t bytes = 0, images = 0;
     double wall = 0;
@@ -279,7 +297,7 @@ static void test_times(void **state) {
       for (int64_t i = 0; i < b->count; i++, images++) {
         char path[II_PATH_MAX];
         struct stat st;
-        ii_dataset_path(sets[0], b->samples[i], path);
+        ii_dataset_path(sets[FOLDER], b->samples[i], path);
         assert_int_equal(stat(path, &st), 0);
         bytes += st.st_size;
       }
