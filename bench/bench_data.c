@@ -1,8 +1,9 @@
 /* Images per second of the input pipeline, and where the time goes.
  *
- * usage: bench_data SOURCE [seconds per transform] [threads]
+ * usage: bench_data SOURCE [seconds per transform] [threads] [crop index]
  *
- * SOURCE is a folder SOURCE/<class>/<image>, as a training set, or a pack NAME.h5. One JSON line
+ * SOURCE is a folder SOURCE/<class>/<image>, as a training set, or a pack NAME.h5; the crop index
+ * of a folder is a file made by scan --crop-index, and is used as the loader does. One JSON line
  * per transform on standard output: "decode" decodes whole images, "train" is the official training
  * transform of base_1k.cfg (224 px, RandAugment), "eval" the official evaluation transform; these
  * three take the files from memory, into which they are read first. "read" reads the files (with
@@ -13,7 +14,7 @@
 #include <pthread.h>
 #include <time.h>
 #include "bench/measure.h"
-#include "data/dataset.h"
+#include "data/crop_index.h"
 #include "data/pack.h"
 #include "data/transform.h"
 
@@ -27,7 +28,7 @@ static const char *const kind_names[TRANSFORMS] = {"decode", "train", "eval", "r
 typedef struct {
   const char *source;
   const ii_dataset *set;
-  ii_bytes *files;
+  ii_bytes *files, *indexes; /* an index of size 0: none */
   int64_t count;
   transform_kind kind;
   double until;   /* measure_now() */
@@ -55,7 +56,7 @@ typedef struct {
   ii_decoder *decoder;
   ii_transformer *transformer;
   ii_image image;
-  ii_bytes buffer;
+  ii_bytes buffer, index;
   float *out;
 } tools;
 
@@ -71,7 +72,18 @@ static void close_tools(tools *t) {
   ii_transformer_free(t->transformer);
   ii_image_free(&t->image);
   ii_bytes_free(&t->buffer);
+  ii_bytes_free(&t->index);
   free(t->out);
+}
+
+/* From memory; with READ_TRAIN from where the data set has it, checks included. */
+static void use_index(const worker *w, tools *t, int64_t i, const uint8_t *bytes, int64_t n) {
+  const ii_bytes *index = &w->indexes[i];
+  if (w->kind == READ_TRAIN) {
+    if (ii_dataset_crop_index(w->set, i, bytes, n, &t->index) != II_CROP_INDEX_FOUND) return;
+    index = &t->index;
+  }
+  if (index->size > 0) ii_image_use_index(t->decoder, index->data, index->size);
 }
 
 static void one_image(worker *w, tools *t, const ii_transform *tr, int64_t i) {
@@ -90,6 +102,7 @@ static void one_image(worker *w, tools *t, const ii_transform *tr, int64_t i) {
   check(ii_image_open(t->decoder, bytes, n, &options, &width, &height, &err), &err);
   ii_transform_plan plan = ii_transform_draw(tr, width, height, &rng);
   ii_box part = w->kind == DECODE ? (ii_box){0, 0, height, width} : plan.source;
+  if (part.w < width || part.h < height) use_index(w, t, i, bytes, n);
   check(ii_image_read(t->decoder, part, &t->image, &at, &err), &err);
   ii_lap(watch, II_STAGE_DECODE);
   if (w->kind == DECODE) return;
@@ -147,18 +160,30 @@ static void run(worker single, double seconds, int threads) {
   fflush(stdout);
 }
 
-static void open_source(const char *source, ii_dataset **set) {
+static void open_source(const char *source, const char *crop_index, ii_dataset **set) {
   const size_t n = strlen(source);
   ii_error err = {0};
   if (n > 3 && !strcmp(source + n - 3, ".h5"))
     check(ii_dataset_open_packed(source, false, set, &err), &err);
   else
     check(ii_dataset_open_folder(source, NULL, set, &err), &err);
+  if (crop_index) check(ii_dataset_use_crop_index(*set, crop_index, &err), &err);
+}
+
+static void read_all(const ii_dataset *set, ii_bytes *files, ii_bytes *indexes) {
+  ii_error err = {0};
+  for (int64_t i = 0; i < ii_dataset_size(set); i++) {
+    const uint8_t *bytes;
+    int64_t n;
+    check(ii_dataset_read(set, i, &files[i], &bytes, &n, &err), &err);
+    if (ii_dataset_crop_index(set, i, bytes, n, &indexes[i]) != II_CROP_INDEX_FOUND)
+      indexes[i].size = 0;
+  }
 }
 
 int main(int argc, char **argv) {
-  if (argc < 2 || argc > 4) {
-    fprintf(stderr, "usage: bench_data SOURCE [seconds per transform] [threads]\n");
+  if (argc < 2 || argc > 5) {
+    fprintf(stderr, "usage: bench_data SOURCE [seconds per transform] [threads] [crop index]\n");
     return 2;
   }
   double seconds = argc > 2 ? atof(argv[2]) : 10;
@@ -168,25 +193,26 @@ int main(int argc, char **argv) {
     return 2;
   }
   ii_dataset *set = NULL;
-  ii_error err = {0};
-  open_source(argv[1], &set);
+  open_source(argv[1], argc > 4 ? argv[4] : NULL, &set);
   int64_t count = ii_dataset_size(set);
   ii_bytes *files = calloc((size_t)count, sizeof *files);
-  if (!files) return 1;
-  for (int64_t i = 0; i < count; i++) {
-    const uint8_t *bytes;
-    int64_t n;
-    check(ii_dataset_read(set, i, &files[i], &bytes, &n, &err), &err);
-  }
+  ii_bytes *indexes = calloc((size_t)count, sizeof *indexes);
+  if (!files || !indexes) return 1;
+  read_all(set, files, indexes);
   for (int k = 0; k < TRANSFORMS; k++)
     run((worker){.source = argv[1],
                  .set = set,
                  .files = files,
+                 .indexes = indexes,
                  .count = count,
                  .kind = (transform_kind)k},
         seconds, threads);
-  for (int64_t i = 0; i < count; i++) ii_bytes_free(&files[i]);
+  for (int64_t i = 0; i < count; i++) {
+    ii_bytes_free(&files[i]);
+    ii_bytes_free(&indexes[i]);
+  }
   free(files);
+  free(indexes);
   ii_dataset_free(set);
   return 0;
 }

@@ -5,12 +5,12 @@
 #   bench/compare_data.sh PHOTOS [--build build/release] [--rounds 5] [--seconds 4] [--core 0]
 #       [--out FILE]
 #
-# PHOTOS is a folder PHOTOS/<class>/<image>. From it two packs are made in a temporary folder: as it
-# is, and with --crop-friendly. Each round runs bench_data on the folder and on both packs and
-# torch_data.py on the folder, --seconds for each transform; about 20 seconds per round and
-# second. The tables have medians of images per second of processor time, so other load matters
-# less, but it matters: look at the ranges. --out keeps the JSON lines. PYTHON chooses the
-# interpreter that has torchvision and Pillow.
+# PHOTOS is a folder PHOTOS/<class>/<image>. From it a crop index and two packs are made in a
+# temporary folder: as it is, and with --crop-friendly. Each round runs bench_data on the folder,
+# without and with the crop index, and on both packs and torch_data.py on the folder, --seconds for
+# each transform; about 25 seconds per round and second. The tables have medians of images per
+# second of processor time, so other load matters less, but it matters: look at the ranges. --out
+# keeps the JSON lines. PYTHON chooses the interpreter that has torchvision and Pillow.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 build=$here/../build/release rounds=5 seconds=4 core=0 out='' photos=''
@@ -35,7 +35,7 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$photos" ] || die "name a folder of photographs; see the head of $0"
 [ -d "$photos" ] || die "there is no folder '$photos'"
-for program in bench_data pack; do
+for program in bench_data pack scan; do
   [ -x "$build/bin/$program" ] || die "$build/bin/$program is missing; build it, or say --build"
 done
 python=${PYTHON:-python3}
@@ -46,13 +46,15 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$build/bin/pack" create --folder "$photos" --out "$work/as_is.h5" --quiet > /dev/null
 "$build/bin/pack" create --folder "$photos" --out "$work/crops.h5" --crop-friendly --quiet > /dev/null
+"$build/bin/scan" --folder "$photos" --crop-index "$work/crop_index" --quiet > /dev/null
 lines=$work/lines
 # the Nth run of a source gets its name as a key of its own
-ours() { taskset -c "$core" "$build/bin/bench_data" "$2" "$seconds" 1 |
+ours() { taskset -c "$core" "$build/bin/bench_data" "$2" "$seconds" 1 ${3:+"$3"} |
   sed "s/^{/{\"row\": \"$1\", /" >> "$lines"; }
 for round in $(seq "$rounds"); do
   echo "round $round of $rounds, load $(cut -d' ' -f1-3 /proc/loadavg)" >&2
   ours folder "$photos"
+  ours index "$photos" "$work/crop_index"
   ours packed "$work/as_is.h5"
   ours crops "$work/crops.h5"
   taskset -c "$core" "$python" "$here/torch_data.py" "$photos" "$seconds" |
@@ -75,13 +77,14 @@ def speed(row, transform):
     v = sorted(r["images_per_core_second"] for r in runs[row, transform])
     return f"{median(row, transform):.0f} ({v[0]:.0f}..{v[-1]:.0f})"
 
-titles = {"folder": "folder", "packed": "pack", "crops": "pack, `--crop-friendly`",
+titles = {"folder": "folder", "index": "folder, crop index", "packed": "pack",
+          "crops": "pack, `--crop-friendly`",
           "python": "Pillow + torchvision + timm's definitions"}
 names = {"decode": "whole image decoded", "train": "training transform",
          "eval": "evaluation transform", "read_train": "reading and training transform"}
 print("Images per second of one core, median (lowest..highest), and the ratio to the first row:\n")
 print("| | " + " | ".join(names.values()) + " |\n|" + " --- |" * (len(names) + 1))
-for row in ("python", "folder", "packed", "crops"):
+for row in ("python", "folder", "index", "packed", "crops"):
     cells = []
     for t in names:
         ratio = "" if row == "python" else f", **{median(row, t) / median('python', t):.2f}**"
@@ -92,7 +95,7 @@ stages = ("decode", "resize", "augment", "normalise")
 print("| | read | " + " | ".join(stages) + " | all but reading | decoding whole images |\n|"
       + " --- |" * (len(stages) + 4))
 for t in ("train", "eval"):
-    for row in ("folder", "packed", "crops"):
+    for row in ("folder", "index", "packed", "crops"):
         read, whole = 1e3 / median(row, "read"), 1e3 / median(row, "decode")
         cells = [f"{median(row, t, s + '_ms'):.3f} ({100 * median(row, t, s + '_share'):.0f} %)"
                  for s in stages]
