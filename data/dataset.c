@@ -96,6 +96,13 @@ ii_status ii_dataset_read(const ii_dataset *d, int64_t i, ii_bytes *buffer, cons
   return II_OK;
 }
 
+const uint8_t *ii_dataset_packed_index(const ii_dataset *d, int64_t i, const uint8_t *bytes,
+                                       int64_t *index_n) {
+  const int64_t k = stored(d, i);
+  *index_n = d->packed ? d->packed->index_size[k] : 0;
+  return *index_n > 0 ? bytes + d->packed->size[k] : NULL;
+}
+
 bool ii_dataset_is_recoded(const ii_dataset *d, int64_t i) {
   return d->packed && d->packed->recoded[stored(d, i)];
 }

@@ -84,6 +84,12 @@ void ii_dataset_name(const ii_dataset *dataset, int64_t i, char *out);
 ii_status ii_dataset_read(const ii_dataset *dataset, int64_t i, ii_bytes *buffer,
                           const uint8_t **bytes, int64_t *n, ii_error *err);
 
+/* The crop index (data/jpeg_index.h) that a pack has for image i, *index_n bytes; NULL and 0 if it
+ * has none, or the data set is no pack. bytes is what ii_dataset_read has just given for this
+ * image, with which the index was read and checked; valid as long as they. */
+const uint8_t *ii_dataset_packed_index(const ii_dataset *dataset, int64_t i, const uint8_t *bytes,
+                                       int64_t *index_n);
+
 /* The 7 numbers the iNaturalist model takes beside image i: temporal [sin, cos of 2 pi month / 12,
  * 0, 0] and spatial [cos lat cos lon, cos lat sin lon, sin lat]. Zeros stand for a missing month,
  * and for a place of which lat or lon is missing or exactly 0 (the official rule). */

@@ -28,6 +28,8 @@ typedef struct {
   int32_t *shard;       /* [count] */
   int64_t *at;          /* [count]: in the shard's file */
   uint32_t *size, *crc; /* [count] */
+  uint32_t *index_size; /* [count]: crop index behind the image, 0: none */
+  uint32_t *index_crc;  /* [count] */
   uint8_t *recoded;     /* [count]: 1 if the bytes are not those of the file it came from */
 } ii_packed;
 
@@ -73,7 +75,8 @@ const ii_place *ii_dataset_place(const ii_dataset *d, int64_t i);
 /* Whether image i is of a pack that has not the bytes of the original file. */
 bool ii_dataset_is_recoded(const ii_dataset *d, int64_t i);
 
-/* The bytes of stored image i (not counted through `kept`), as ii_dataset_read. */
+/* The bytes of stored image i (not counted through `kept`), as ii_dataset_read; index_size more
+ * bytes behind them are its crop index, checked too. */
 ii_status ii_packed_read(const ii_dataset *d, int64_t i, ii_bytes *buffer, const uint8_t **bytes,
                          int64_t *n, ii_error *err);
 void ii_packed_free(ii_packed *packed); /* NULL is allowed */

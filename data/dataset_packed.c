@@ -113,7 +113,7 @@ static ii_status read_index(const char *path, ii_dataset *d, pack_index *x, ii_e
 /* ---- a shard ---------------------------------------------------------------------------------*/
 
 typedef struct {
-  uint32_t *size, *crc;
+  uint32_t *size, *crc, *index_size, *index_crc;
   int32_t *label;
   char *names;
   float *places;
@@ -125,6 +125,8 @@ typedef struct {
 static void free_shard_index(shard_index *x) {
   free(x->size);
   free(x->crc);
+  free(x->index_size);
+  free(x->index_crc);
   free(x->label);
   free(x->names);
   free(x->places);
@@ -139,6 +141,10 @@ static ii_status read_arrays(ii_pack_file *f, shard_index *x, ii_error *err) {
   if (n != x->n) return damaged(f->path, "labels", err);
   II_TRY(ii_pack_h5_get(f, "image_crc32c", II_PACK_U32, (void **)&x->crc, &n, err));
   if (n != x->n) return damaged(f->path, "checksums", err);
+  II_TRY(ii_pack_h5_get(f, "index_size", II_PACK_U32, (void **)&x->index_size, &n, err));
+  if (n != x->n) return damaged(f->path, "crop indexes", err);
+  II_TRY(ii_pack_h5_get(f, "index_crc32c", II_PACK_U32, (void **)&x->index_crc, &n, err));
+  if (n != x->n) return damaged(f->path, "checksums of crop indexes", err);
   II_TRY(ii_pack_h5_get(f, "names", II_PACK_U8, (void **)&x->names, &x->text, err));
   II_TRY(ii_pack_h5_get(f, "places", II_PACK_F32, (void **)&x->places, &x->place_values, err));
   II_TRY(ii_pack_h5_get(f, "recoded", II_PACK_U8, (void **)&x->recoded, &n, err));
@@ -179,6 +185,8 @@ static ii_status add_image(ii_dataset *d, const char *path, const shard_index *x
   k->at[d->count] = at;
   k->size[d->count] = x->size[i];
   k->crc[d->count] = x->crc[i];
+  k->index_size[d->count] = x->index_size[i];
+  k->index_crc[d->count] = x->index_crc[i];
   k->recoded[d->count] = x->recoded[i] != 0;
   return ii_dataset_add(d, name, x->label[i], x->place_values ? &place : NULL, err);
 }
@@ -196,10 +204,11 @@ static ii_status add_images(ii_dataset *d, ii_pack_file *f, const shard_index *x
     if (x->block_images[b] <= 0 || x->block_images[b] > x->n - i)
       return damaged(f->path, "blocks", err);
     for (const int64_t end = i + x->block_images[b]; i < end; i++) {
-      if (x->size[i] == 0 || x->size[i] > left || x->size[i] > II_PACK_MAX_FILE)
+      const int64_t bytes = (int64_t)x->size[i] + x->index_size[i];
+      if (x->size[i] == 0 || bytes > left || x->size[i] > II_PACK_MAX_FILE)
         return damaged(f->path, "sizes", err);
       II_TRY(add_image(d, f->path, x, i, next_text(&names), number, at, err));
-      at += x->size[i], left -= x->size[i];
+      at += bytes, left -= bytes;
     }
     if (left != 0) return damaged(f->path, "blocks", err);
   }
@@ -254,18 +263,20 @@ static ii_status make_shards(ii_dataset *d, const pack_index *x, ii_error *err) 
   return II_OK;
 }
 
-/* No more images can be promised than the shards have room for: 13 bytes of index each. */
+/* No more images can be promised than the shards have room for: 21 bytes of numbers each. */
 static ii_status make_room(ii_dataset *d, const pack_index *x, ii_error *err) {
   ii_packed *k = d->packed;
   uint64_t bytes = 0, n = x->images;
   for (int64_t i = 0; i < k->shard_count; i++) bytes += (uint64_t)k->shards[i].bytes;
-  if (n > bytes / 13) return damaged(d->root, "number of images", err);
+  if (n > bytes / 21) return damaged(d->root, "number of images", err);
   k->shard = malloc(n * sizeof *k->shard);
   k->at = malloc(n * sizeof *k->at);
   k->size = malloc(n * sizeof *k->size);
   k->crc = malloc(n * sizeof *k->crc);
+  k->index_size = malloc(n * sizeof *k->index_size);
+  k->index_crc = malloc(n * sizeof *k->index_crc);
   k->recoded = malloc(n);
-  return k->shard && k->at && k->size && k->crc && k->recoded
+  return k->shard && k->at && k->size && k->crc && k->index_size && k->index_crc && k->recoded
              ? II_OK
              : ii_error_set(err, II_ERR_MEMORY, "no memory for the index of '%s'", d->root);
 }
@@ -304,6 +315,16 @@ int64_t ii_dataset_recoded(const ii_dataset *d) {
   return n;
 }
 
+int64_t ii_dataset_packed_indexes(const ii_dataset *d, int64_t *bytes) {
+  int64_t n = 0;
+  *bytes = 0;
+  for (int64_t i = 0; d->packed && i < d->count; i++) {
+    n += d->packed->index_size[i] > 0;
+    *bytes += d->packed->index_size[i];
+  }
+  return n;
+}
+
 void ii_packed_free(ii_packed *k) {
   if (!k) return;
   for (int64_t i = 0; i < k->shard_count; i++) {
@@ -316,6 +337,8 @@ void ii_packed_free(ii_packed *k) {
   free(k->at);
   free(k->size);
   free(k->crc);
+  free(k->index_size);
+  free(k->index_crc);
   free(k->recoded);
   free(k);
 }
@@ -342,14 +365,17 @@ ii_status ii_packed_read(const ii_dataset *d, int64_t i, ii_bytes *buffer, const
                          int64_t *n, ii_error *err) {
   const ii_packed *k = d->packed;
   const ii_shard *shard = &k->shards[k->shard[i]];
+  const int64_t index_n = k->index_size[i];
   *n = k->size[i];
   if (shard->memory) {
     *bytes = shard->memory + k->at[i];
   } else {
-    II_TRY(read_at(shard, k->at[i], buffer, *n, err));
+    II_TRY(read_at(shard, k->at[i], buffer, *n + index_n, err));
     *bytes = buffer->data;
   }
-  if (ii_crc32c(0, *bytes, *n) == k->crc[i]) return II_OK;
+  if (ii_crc32c(0, *bytes, *n) == k->crc[i] &&
+      ii_crc32c(0, *bytes + *n, index_n) == k->index_crc[i])
+    return II_OK;
   return ii_error_set(
       err, II_ERR_FORMAT,
       "'%s' of the pack '%s' is damaged: its checksum does not match; pack it again",

@@ -61,7 +61,7 @@ typedef struct {
   int64_t mcu_w, mcu_h, rows, columns;
 } ii_jpeg_grid;
 
-/* Whether a file, of which the header has been read, is of the kind that crop indices are for;
+/* Whether a file, of which the header has been read, is of the kind that crop indexes are for;
  * fills *g. */
 bool ii_jpeg_grid_of(const struct jpeg_decompress_struct *j, ii_jpeg_grid *g);
 

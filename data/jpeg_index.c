@@ -5,7 +5,7 @@
 #include "data/decode.h"
 
 #define VERSION    1
-#define PIECE      2 /* MCUs; see docs/benchmarks/data_cpu.md */
+#define PIECE      32 /* pixels; see docs/benchmarks/data_cpu.md */
 #define HEAD       8 /* bytes in front of the rows */
 #define MAX_PIXELS (INT64_C(1) << 26)
 #define MAX_SCAN   (INT64_C(1) << 28) /* bytes: bits of it are in 32 bits */
@@ -205,10 +205,10 @@ static bool walk_mcu(maker *m, jvirt_barray_ptr *coefficients, int64_t row, int6
 }
 
 /* Goes through the scan and notes the places. */
-static bool walk(maker *m, const ii_jpeg_grid *g, jvirt_barray_ptr *coefficients) {
+static bool walk(maker *m, const ii_jpeg_grid *g, int64_t piece, jvirt_barray_ptr *coefficients) {
   const int components = m->jpeg.num_components;
   uint8_t *p = m->index;
-  put(p, VERSION, 1), put(p + 1, PIECE, 1), put(p + 2, components, 1), put(p + 3, 0, 1);
+  put(p, VERSION, 1), put(p + 1, piece, 1), put(p + 2, components, 1), put(p + 3, 0, 1);
   put(p + 4, g->rows, 2), put(p + 6, g->columns, 2);
   p += HEAD;
   for (int64_t row = 0; row < g->rows; row++) {
@@ -216,7 +216,7 @@ static bool walk(maker *m, const ii_jpeg_grid *g, jvirt_barray_ptr *coefficients
     for (int64_t column = 0; column < g->columns; p += piece_bytes(components)) {
       const int64_t begin = here(m);
       for (int c = 0; c < components; c++) put(p + 2 + 2 * c, m->dc[c], 2);
-      for (int i = 0; i < PIECE && column < g->columns; i++, column++)
+      for (int i = 0; i < piece && column < g->columns; i++, column++)
         if (!walk_mcu(m, coefficients, row, column)) return false;
       if (here(m) - begin > UINT16_MAX) return false;
       put(p, here(m) - begin, 2);
@@ -242,10 +242,10 @@ static bool make(maker *m, const uint8_t *bytes, int64_t size) {
         !make_codes(m, NUM_HUFF_TBLS + c->ac_tbl_no, j->ac_huff_tbl_ptrs[c->ac_tbl_no]))
       return false;
   }
-  const int64_t pieces = (g.columns + PIECE - 1) / PIECE;
+  const int64_t piece = PIECE / g.mcu_w, pieces = (g.columns + piece - 1) / piece;
   m->n = HEAD + g.rows * row_bytes(pieces, j->num_components) + 4;
   m->index = get_memory(m, m->n);
-  return walk(m, &g, jpeg_read_coefficients(j));
+  return walk(m, &g, piece, jpeg_read_coefficients(j));
 }
 
 ii_status ii_jpeg_index_make(const uint8_t *jpeg, int64_t size, uint8_t **index, int64_t *n,

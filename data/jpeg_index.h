@@ -1,4 +1,4 @@
-/* Crop indices: where in an ordinary JPEG file the entropy decoding can begin, so that a part of
+/* Crop indexes: where in an ordinary JPEG file the entropy decoding can begin, so that a part of
  * the picture is decoded without reading what is beside and above it. Made once per file; the
  * decoder takes one beside the file's bytes (ii_image_use_index).
  *

@@ -130,9 +130,16 @@ static bool open_next(ii_loader *l) {
 /* Gives the decoder what the crop index has for these bytes, if it would be of use. */
 static void use_index(worker *w, int64_t sample, const uint8_t *bytes, int64_t n, ii_box source,
                       int64_t width, int64_t height) {
+  const ii_dataset *d = w->loader->config.dataset;
+  int64_t packed_n;
+  const uint8_t *packed = ii_dataset_packed_index(d, sample, bytes, &packed_n);
   if (source.w == width && source.h == height) return;
+  if (packed) {
+    ii_image_use_index(w->decoder, packed, packed_n);
+    return;
+  }
   ii_lap(w->watch, II_STAGE_DECODE);
-  w->entry = ii_dataset_crop_index(w->loader->config.dataset, sample, bytes, n, &w->index);
+  w->entry = ii_dataset_crop_index(d, sample, bytes, n, &w->index);
   ii_lap(w->watch, II_STAGE_READ);
   if (w->entry != II_CROP_INDEX_FOUND) return;
   w->stopwatch.times.bytes += w->index.size;

@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "data/checksum.h"
+#include "data/jpeg_index.h"
 #include "data/pack.h"
 #include "data/parallel.h"
 #include "data/scan.h"
@@ -28,9 +29,8 @@ static const char usage[] =
     "  --shard-size MIB     MiB of images per shard (default 4096)\n"
     "  --max-side N         make larger images smaller, to N pixels of the longer side, as JPEG\n"
     "  --quality N          quality of those JPEG images, 1..100 (default 90)\n"
-    "  --crop-friendly      JPEG images get restart markers, without loss, so that training reads "
-    "only\n"
-    "                       what a crop needs: faster, the same pixels, about 1 %% more bytes\n"
+    "  --no-crop-index      leave out what lets training decode only the part of an image that a\n"
+    "                       crop needs: smaller, for packs that are used for validation alone\n"
     "other options:\n"
     "  --images             list: a line for each image: name, class number, bytes, checksum\n"
     "  --decode             verify: decode the images too\n"
@@ -99,8 +99,8 @@ static ii_status parse_option(command *c, int argc, char **argv, int *i, ii_erro
     c->pack_options.max_side = v;
     return II_OK;
   }
-  if (create && !strcmp(name, "--crop-friendly"))
-    return c->pack_options.crop_friendly = true, II_OK;
+  if (create && !strcmp(name, "--no-crop-index"))
+    return c->pack_options.no_crop_index = true, II_OK;
   if (create && !strcmp(name, "--quality")) {
     II_TRY(number_option(c, argc, argv, i, 1, 100, &v, err));
     c->pack_options.quality = (int)v;
@@ -194,7 +194,9 @@ static ii_status create(const command *c, ii_error *err) {
   if (o.max_side)
     printf("; %lld made smaller, %lld cannot be decoded", (long long)r.reencoded,
            (long long)r.undecodable);
-  if (o.crop_friendly) printf("; %lld recoded for crops", (long long)r.recoded);
+  if (!o.no_crop_index)
+    printf("; %.1f MB of crop indexes for %lld of them", (double)r.index_bytes * 1e-6,
+           (long long)r.indexed);
   printf("\n");
   return II_OK;
 }
@@ -226,6 +228,10 @@ static ii_status list(const command *c, const ii_dataset *d, ii_error *err) {
   if (ii_dataset_recoded(d) > 0)
     printf("%lld images have other bytes than the files they were made from\n",
            (long long)ii_dataset_recoded(d));
+  int64_t index_bytes;
+  const int64_t indexed = ii_dataset_packed_indexes(d, &index_bytes);
+  printf("%lld images have a crop index (%.1f MB)\n", (long long)indexed,
+         (double)index_bytes * 1e-6);
   int64_t *count = calloc((size_t)classes, sizeof *count);
   if (!count)
     return ii_error_set(err, II_ERR_MEMORY, "no memory for %lld classes", (long long)classes);
@@ -242,17 +248,39 @@ static ii_status list(const command *c, const ii_dataset *d, ii_error *err) {
 
 typedef struct {
   const ii_dataset *set;
-  ii_bytes *buffers; /* [threads] */
+  ii_bytes *buffers;  /* [threads] */
+  bool quiet_reading; /* what cannot be read is said elsewhere */
   _Atomic int64_t bad;
   progress bar;
 } verification;
+
+/* Whether the crop index is the one that is made of the image now. */
+static ii_status verify_index(const ii_dataset *d, int64_t i, const uint8_t *bytes, int64_t n,
+                              ii_error *err) {
+  int64_t stored_n, made_n;
+  uint8_t *made;
+  const uint8_t *stored = ii_dataset_packed_index(d, i, bytes, &stored_n);
+  if (!stored) return II_OK;
+  II_TRY(ii_jpeg_index_make(bytes, n, &made, &made_n, err));
+  const bool same = made_n == stored_n && memcmp(made, stored, (size_t)made_n) == 0;
+  free(made);
+  char path[II_PATH_MAX];
+  ii_dataset_path(d, i, path);
+  return same ? II_OK
+              : ii_error_set(err, II_ERR_FORMAT,
+                             "'%s' has a crop index that is not its own; pack the data set again",
+                             path);
+}
 
 static void verify_one(void *context, int thread, int64_t i) {
   verification *v = context;
   const uint8_t *bytes;
   int64_t n;
   ii_error err = {0};
-  if (ii_dataset_read(v->set, i, &v->buffers[thread], &bytes, &n, &err) == II_OK) return;
+  ii_status s = ii_dataset_read(v->set, i, &v->buffers[thread], &bytes, &n, &err);
+  if (s != II_OK && v->quiet_reading) return;
+  if (s == II_OK) s = verify_index(v->set, i, bytes, n, &err);
+  if (s == II_OK) return;
   atomic_fetch_add(&v->bad, 1);
   flockfile(stderr);
   fprintf(stderr, "pack: %s\n", err.text);
@@ -267,7 +295,7 @@ static bool scan_tick(void *context, int64_t done) {
   return show(context, done);
 }
 
-/* Reading checks the checksums; decoding also finds what was damaged before it was packed. */
+/* Decoding also finds what was damaged before it was packed. */
 static ii_status verify_decoding(const command *c, const ii_dataset *d, int64_t *bad,
                                  ii_error *err) {
   progress p = start_progress(c, ii_dataset_size(d));
@@ -286,10 +314,12 @@ static ii_status verify_decoding(const command *c, const ii_dataset *d, int64_t 
   return II_OK;
 }
 
+/* Reading checks the checksums. */
 static ii_status verify_reading(const command *c, const ii_dataset *d, int64_t *bad,
                                 ii_error *err) {
   const int threads = c->threads ? c->threads : ii_parallel_processors();
-  verification v = {.set = d, .bar = start_progress(c, ii_dataset_size(d))};
+  verification v = {
+      .set = d, .quiet_reading = c->decode, .bar = start_progress(c, ii_dataset_size(d))};
   v.buffers = calloc((size_t)threads, sizeof *v.buffers);
   if (!v.buffers) return ii_error_set(err, II_ERR_MEMORY, "no memory for %d threads", threads);
   const ii_parallel loop = {threads, verify_one, verify_tick, &v};
@@ -303,7 +333,10 @@ static ii_status verify_reading(const command *c, const ii_dataset *d, int64_t *
 
 static ii_status verify(const command *c, const ii_dataset *d, ii_error *err) {
   int64_t bad = 0;
-  II_TRY(c->decode ? verify_decoding(c, d, &bad, err) : verify_reading(c, d, &bad, err));
+  int64_t undecodable = 0;
+  II_TRY(verify_reading(c, d, &bad, err));
+  if (c->decode) II_TRY(verify_decoding(c, d, &undecodable, err));
+  bad += undecodable;
   if (bad > 0)
     return ii_error_set(err, II_ERR_FORMAT, "%lld of the %lld images of '%s' are damaged",
                         (long long)bad, (long long)ii_dataset_size(d), c->pack);

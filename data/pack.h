@@ -7,11 +7,12 @@
  *           class_names u8 (each name with a zero byte; empty if the classes have no names),
  *           shard_names u8 (likewise), shard_images i64 [shards]
  *   shard:  numbers version, id, number, images, crc32c;
- *           size u32 [images], label i32 [images], image_crc32c u32 [images], names u8 (each with a
- *           zero byte), places f32 [images * 3] (month, latitude, longitude; empty if there are
- *           none; NaN is missing), recoded u8 [images] (1: the bytes are not those of the original
- *           file), block_images i64 [blocks];
- *           block_00000 u8, ...: the images' files, one after the other
+ *           size u32 [images], label i32 [images], image_crc32c u32 [images], index_size u32
+ *           [images], index_crc32c u32 [images], names u8 (each with a zero byte), places f32
+ * [images * 3] (month, latitude, longitude; empty if there are none; NaN is missing), recoded u8
+ * [images] (1: the bytes are not those of the original file), block_images i64 [blocks];
+ *           block_00000 u8, ...: the images' files, one after the other, each with its crop index
+ *           of index_size bytes (0: none) right behind it (data/jpeg_index.h)
  *
  * crc32c is that of the file's arrays except the blocks, in the order above (of an index: of
  * class_names, shard_names, shard_images). Images are in the order of the data set they were made
@@ -28,10 +29,8 @@ typedef struct {
   int64_t max_side;    /* JPEG and PNG images whose longer side is above are made smaller (bicubic,
                         * aspect kept) and stored as JPEG, unless that has more bytes; 0: none */
   int quality;         /* of those JPEG files: 1..100; 0: 90 */
-  bool crop_friendly;  /* JPEG images are stored with the same coefficients and other coding: with
-                        * restart markers, so that a crop reads only what it needs. The pixels stay
-                        * the same to the last bit (it is checked); the metadata that is kept is
-                        * the EXIF orientation. What cannot be recoded so is stored as it is */
+  bool no_crop_index;  /* without the crop indexes of JPEG images (data/jpeg_index.h): a pack from
+                        * which whole images are taken is smaller so */
   int threads;         /* that read and encode; 0: one per processor */
   /* Called now and then with the number of images stored; false stops. May be NULL. */
   bool (*tick)(void *context, int64_t done, int64_t total);
@@ -44,7 +43,7 @@ typedef struct {
 typedef struct {
   int64_t images, bytes, shards;
   int64_t reencoded, undecodable; /* with max_side */
-  int64_t recoded;                /* with crop_friendly */
+  int64_t indexed, index_bytes;   /* images with a crop index; bytes counts the images alone */
 } ii_pack_result;
 
 /* Packs a data set (which may be a pack itself) as `path`, which must end in .h5. Shards are
@@ -63,8 +62,12 @@ ii_status ii_pack_write(const ii_dataset *dataset, const char *path, const ii_pa
 ii_status ii_dataset_open_packed(const char *path, bool in_memory, ii_dataset **dataset,
                                  ii_error *err);
 
-/* How many of its images have other bytes than the files they were made from (made smaller or
- * recoded); 0 for a data set that is no pack. */
+/* How many of its images have other bytes than the files they were made from (made smaller); 0 for
+ * a data set that is no pack. */
 int64_t ii_dataset_recoded(const ii_dataset *dataset);
+
+/* How many of its images have a crop index, and the bytes of these; 0 for a data set that is no
+ * pack. */
+int64_t ii_dataset_packed_indexes(const ii_dataset *dataset, int64_t *bytes);
 
 #endif

@@ -12,7 +12,7 @@
 #include <unistd.h>
 #include "data/checksum.h"
 #include "data/dataset_build.h"
-#include "data/jpeg_recode.h"
+#include "data/jpeg_index.h"
 #include "data/pack.h"
 #include "data/pack_format.h"
 #include "data/pack_h5.h"
@@ -27,10 +27,11 @@ enum { BLOCK_IMAGES = 256 };
 typedef struct {
   ii_bytes buffer;
   const uint8_t *bytes; /* into the buffer, a cached pack, or made */
-  uint8_t *made;        /* smaller or recoded */
-  int64_t n;
-  uint32_t crc;
-  bool taken, shrunk, crop_friendly;
+  uint8_t *made;        /* smaller */
+  uint8_t *index;       /* for crops, or NULL */
+  int64_t n, index_n;
+  uint32_t crc, index_crc;
+  bool taken;
   bool recoded;   /* here or in the pack it is read from: other bytes than the original file */
   ii_error error; /* it cannot be packed */
   ii_error undecodable; /* it was to be made smaller but cannot */
@@ -60,7 +61,7 @@ typedef struct {
 
   ii_pack_file shard; /* being written */
   int64_t shard_bytes, shard_images;
-  array size, label, crc, names, places, recoded, blocks;
+  array size, label, crc, index_size, index_crc, names, places, recoded, blocks;
 
   array shard_names, shard_counts; /* for the index */
 } packer;
@@ -73,15 +74,6 @@ static ii_status append(array *a, const void *data, int64_t n, size_t element, i
 }
 
 /* ---- reading a block -------------------------------------------------------------------------*/
-
-static void recode_item(item *x) {
-  uint8_t *recoded;
-  int64_t n;
-  if (ii_jpeg_recode(x->bytes, x->n, &recoded, &n, &x->error) != II_OK || !recoded) return;
-  free(x->made);
-  x->bytes = x->made = recoded, x->n = n;
-  x->crop_friendly = true;
-}
 
 static void read_item(void *context, int thread, int64_t i) {
   packer *p = context;
@@ -96,17 +88,19 @@ static void read_item(void *context, int thread, int64_t i) {
     if (ii_shrink(&p->shrinkers[thread], x->bytes, x->n, p->o->max_side, p->o->quality, &x->made,
                   &n, &x->undecodable) == II_ERR_MEMORY)
       x->error = x->undecodable;
-    x->shrunk = x->made != NULL;
     if (x->made) x->bytes = x->made, x->n = n;
   }
-  if (p->o->crop_friendly && x->error.status == II_OK) recode_item(x);
+  if (!p->o->no_crop_index && x->error.status == II_OK)
+    ii_jpeg_index_make(x->bytes, x->n, &x->index, &x->index_n, &x->error);
   x->recoded = x->made || ii_dataset_is_recoded(p->set, p->first + i);
   x->crc = ii_crc32c(0, x->bytes, x->n);
-  atomic_fetch_add(&p->in_flight, x->n);
+  x->index_crc = ii_crc32c(0, x->index, x->index_n);
+  atomic_fetch_add(&p->in_flight, x->n + x->index_n);
 }
 
 static void clear_item(item *x) {
   free(x->made);
+  free(x->index);
   if (x->buffer.capacity > KEEP_BYTES) ii_bytes_free(&x->buffer);
   *x = (item){.buffer = x->buffer};
 }
@@ -143,7 +137,7 @@ static ii_status open_new_shard(packer *p, ii_error *err) {
   snprintf(path, sizeof path, "%s%s", p->folder, name);
   II_TRY(append(&p->shard_names, name, (int64_t)strlen(name) + 1, 1, err));
   II_TRY(append(&p->shard_counts, &(int64_t){0}, 1, sizeof(int64_t), err));
-  p->size.n = p->label.n = p->crc.n = p->names.n = 0;
+  p->size.n = p->label.n = p->crc.n = p->index_size.n = p->index_crc.n = p->names.n = 0;
   p->places.n = p->recoded.n = p->blocks.n = 0;
   p->shard_bytes = p->shard_images = 0;
   return ii_pack_h5_create(&p->shard, path, err);
@@ -155,6 +149,10 @@ static ii_status close_shard(packer *p, ii_error *err) {
   II_TRY(ii_pack_h5_put(f, "size", II_PACK_U32, p->size.data, p->size.n, true, err));
   II_TRY(ii_pack_h5_put(f, "label", II_PACK_I32, p->label.data, p->label.n, true, err));
   II_TRY(ii_pack_h5_put(f, "image_crc32c", II_PACK_U32, p->crc.data, p->crc.n, true, err));
+  II_TRY(
+      ii_pack_h5_put(f, "index_size", II_PACK_U32, p->index_size.data, p->index_size.n, true, err));
+  II_TRY(
+      ii_pack_h5_put(f, "index_crc32c", II_PACK_U32, p->index_crc.data, p->index_crc.n, true, err));
   II_TRY(ii_pack_h5_put(f, "names", II_PACK_U8, p->names.data, p->names.n, true, err));
   II_TRY(ii_pack_h5_put(f, "places", II_PACK_F32, p->places.data, p->places.n, true, err));
   II_TRY(ii_pack_h5_put(f, "recoded", II_PACK_U8, p->recoded.data, p->recoded.n, true, err));
@@ -174,7 +172,7 @@ static ii_status close_shard(packer *p, ii_error *err) {
 static ii_status index_item(packer *p, int64_t i, ii_error *err) {
   const item *x = &p->items[i];
   char name[II_PATH_MAX];
-  const uint32_t size = (uint32_t)x->n;
+  const uint32_t size = (uint32_t)x->n, index_size = (uint32_t)x->index_n;
   const int64_t sample = p->first + i;
   const int32_t label = ii_dataset_label(p->set, sample);
   const ii_place *place = ii_dataset_place(p->set, sample);
@@ -185,6 +183,8 @@ static ii_status index_item(packer *p, int64_t i, ii_error *err) {
   II_TRY(append(&p->size, &size, 1, sizeof size, err));
   II_TRY(append(&p->label, &label, 1, sizeof label, err));
   II_TRY(append(&p->crc, &x->crc, 1, sizeof x->crc, err));
+  II_TRY(append(&p->index_size, &index_size, 1, sizeof index_size, err));
+  II_TRY(append(&p->index_crc, &x->index_crc, 1, sizeof x->index_crc, err));
   II_TRY(append(&p->names, name, (int64_t)strlen(name) + 1, 1, err));
   if (place) {
     const float values[3] = {place->month ? (float)place->month : NAN, place->lat, place->lon};
@@ -194,8 +194,9 @@ static ii_status index_item(packer *p, int64_t i, ii_error *err) {
   II_TRY(append(&p->recoded, &recoded, 1, 1, err));
   p->result->images++;
   p->result->bytes += x->n;
-  p->result->reencoded += x->shrunk;
-  p->result->recoded += x->crop_friendly;
+  p->result->reencoded += x->made != NULL;
+  p->result->indexed += x->index != NULL;
+  p->result->index_bytes += x->index_n;
   if (x->undecodable.status == II_OK) return II_OK;
   p->result->undecodable++;
   if (p->o->on_bad) p->o->on_bad(p->o->context, name, x->undecodable.text);
@@ -208,13 +209,16 @@ static ii_status write_block(packer *p, int64_t n, ii_error *err) {
   char name[32];
   for (int64_t i = 0; i < n; i++) {
     II_TRY(index_item(p, i, err));
-    bytes += p->items[i].n;
+    bytes += p->items[i].n + p->items[i].index_n;
   }
   uint8_t *block = malloc((size_t)bytes);
   if (!block) return ii_error_set(err, II_ERR_MEMORY, "no memory for %lld bytes", (long long)bytes);
   for (int64_t i = 0; i < n; i++) {
-    memcpy(block + at, p->items[i].bytes, (size_t)p->items[i].n);
-    at += p->items[i].n;
+    const item *x = &p->items[i];
+    memcpy(block + at, x->bytes, (size_t)x->n);
+    at += x->n;
+    if (x->index) memcpy(block + at, x->index, (size_t)x->index_n);
+    at += x->index_n;
   }
   snprintf(name, sizeof name, II_PACK_BLOCK, (long long)p->blocks.n);
   ii_status s = ii_pack_h5_put(&p->shard, name, II_PACK_U8, block, bytes, false, err);
@@ -356,8 +360,9 @@ static ii_status prepare(packer *p, ii_error *err) {
 }
 
 static void release(packer *p) {
-  array *arrays[] = {&p->size,    &p->label,  &p->crc,         &p->names,       &p->places,
-                     &p->recoded, &p->blocks, &p->shard_names, &p->shard_counts};
+  array *arrays[] = {&p->size,      &p->label,       &p->crc,         &p->index_size,
+                     &p->index_crc, &p->names,       &p->places,      &p->recoded,
+                     &p->blocks,    &p->shard_names, &p->shard_counts};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]->data);
   for (int64_t i = 0; p->items && i < BLOCK_IMAGES; i++) {
     clear_item(&p->items[i]);

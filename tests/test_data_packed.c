@@ -15,6 +15,7 @@
 #include <unistd.h>
 #include "autograd/rng.h"
 #include "data/checksum.h"
+#include "data/jpeg_index.h"
 #include "data/loader.h"
 #include "data/pack.h"
 #include "data/pack_h5.h"
@@ -109,36 +110,6 @@ static void check_same(const ii_dataset *d) {
     assert_int_equal(n, m);
     assert_memory_equal(p, q, (size_t)n);
   }
-  ii_bytes_free(&x);
-  ii_bytes_free(&y);
-}
-
-/* Names, labels and pixels are those of the folder. */
-static void check_same_pixels(const ii_dataset *d) {
-  char a[II_PATH_MAX], b[II_PATH_MAX];
-  ii_bytes x = {0}, y = {0};
-  ii_image u = {0}, v = {0};
-  ii_decoder *decoder;
-  ii_error err = {0};
-  const uint8_t *p, *q;
-  int64_t n, m;
-  assert_int_equal(ii_decoder_new(&decoder, &err), II_OK);
-  assert_int_equal(ii_dataset_size(d), TOTAL);
-  for (int64_t i = 0; i < TOTAL; i++) {
-    ii_dataset_name(folder, i, a);
-    ii_dataset_name(d, i, b);
-    assert_string_equal(a, b);
-    assert_int_equal(ii_dataset_label(d, i), i / EACH);
-    assert_int_equal(ii_dataset_read(folder, i, &x, &p, &n, &err), II_OK);
-    assert_int_equal(ii_dataset_read(d, i, &y, &q, &m, &err), II_OK);
-    assert_int_equal(ii_image_decode(decoder, p, n, &(ii_decode_options){0}, &u, &err), II_OK);
-    assert_int_equal(ii_image_decode(decoder, q, m, &(ii_decode_options){0}, &v, &err), II_OK);
-    assert_true(u.w == v.w && u.h == v.h);
-    assert_memory_equal(u.data, v.data, (size_t)(u.w * u.h * 3));
-  }
-  ii_decoder_free(decoder);
-  ii_image_free(&u);
-  ii_image_free(&v);
   ii_bytes_free(&x);
   ii_bytes_free(&y);
 }
@@ -298,28 +269,65 @@ static void test_smaller(void **state) {
   ii_bytes_free(&x);
 }
 
+static void write_file(const char *path, const uint8_t *bytes, int64_t n) {
+  FILE *f = fopen(path, "wb");
+  assert_non_null(f);
+  assert_int_equal(fwrite(bytes, 1, (size_t)n, f), n);
+  fclose(f);
+}
+
 /* ---- for crops -------------------------------------------------------------------------------*/
 
-/* Other bytes, the same pixels and batches; what other bytes are is known, also of a pack made of
- * it. */
-static void test_crop_friendly(void **state) {
+/* The pack has for each image the index that is made of the folder's file, or none. */
+static int64_t check_indexes(const ii_dataset *d, const ii_dataset *files) {
+  ii_bytes x = {0}, y = {0};
+  ii_error err = {0};
+  const uint8_t *p, *q;
+  int64_t n, m, found = 0, bytes = 0, told;
+  for (int64_t i = 0; i < ii_dataset_size(d); i++) {
+    uint8_t *made;
+    int64_t made_n, stored_n;
+    assert_int_equal(ii_dataset_read(files, i, &x, &p, &n, &err), II_OK);
+    assert_int_equal(ii_dataset_read(d, i, &y, &q, &m, &err), II_OK);
+    assert_int_equal(n, m);
+    assert_memory_equal(p, q, (size_t)n);
+    const uint8_t *stored = ii_dataset_packed_index(d, i, q, &stored_n);
+    assert_int_equal(!stored, stored_n == 0);
+    assert_null(ii_dataset_packed_index(files, i, p, &made_n));
+    if (!stored) continue;
+    assert_int_equal(ii_jpeg_index_make(p, n, &made, &made_n, &err), II_OK);
+    assert_int_equal(stored_n, made_n);
+    assert_memory_equal(stored, made, (size_t)made_n);
+    free(made);
+    found++, bytes += made_n;
+  }
+  assert_int_equal(ii_dataset_packed_indexes(d, &told), found);
+  assert_int_equal(told, bytes);
+  ii_bytes_free(&x);
+  ii_bytes_free(&y);
+  return found;
+}
+
+/* Every image has its index, on disk and in memory, in a pack made of a pack too; without them the
+ * same batches (those with them are compared above). */
+static void test_crop_indexes(void **state) {
   ii_error err = {0};
   ii_pack_result r;
-  const ii_pack_options o = {.crop_friendly = true, .shard_bytes = 1, .threads = 3};
-  assert_int_equal(ii_pack_write(folder, in_root("crops.h5"), &o, &r, &err), II_OK);
-  assert_true(r.images == TOTAL && r.recoded == TOTAL && r.reencoded == 0);
-  ii_dataset *d = open_pack(in_root("crops.h5"), false), *again, *plain;
-  check_same_pixels(d);
-  assert_int_equal(ii_dataset_recoded(d), TOTAL);
-  assert_int_equal(ii_dataset_recoded(folder), 0);
-  make(d, in_root("again.h5"), 0);
+  const ii_pack_options o = {.no_crop_index = true, .shard_bytes = 1, .threads = 3};
+  ii_pack_result with = make(folder, in_root("with.h5"), 0);
+  ii_dataset *d = open_pack(in_root("with.h5"), false), *again, *without;
+  assert_true(with.indexed == TOTAL && with.index_bytes > 0);
+  assert_int_equal(check_indexes(d, folder), TOTAL);
+  assert_int_equal(ii_dataset_recoded(d), 0);
+  make(d, in_root("again.h5"), 1);
   again = open_pack(in_root("again.h5"), true);
-  assert_int_equal(ii_dataset_recoded(again), TOTAL);
-  make(folder, in_root("plain.h5"), 0);
-  plain = open_pack(in_root("plain.h5"), false);
-  assert_int_equal(ii_dataset_recoded(plain), 0);
+  assert_int_equal(check_indexes(again, folder), TOTAL);
+  assert_int_equal(ii_pack_write(d, in_root("without.h5"), &o, &r, &err), II_OK);
+  assert_true(r.indexed == 0 && r.index_bytes == 0 && r.bytes == with.bytes);
+  without = open_pack(in_root("without.h5"), false);
+  assert_int_equal(check_indexes(without, folder), 0);
   for (int train = 0; train < 2; train++) {
-    ii_loader *a = open_loader(folder, train, 1), *b = open_loader(again, train, 3);
+    ii_loader *a = open_loader(again, train, 1), *b = open_loader(without, train, 3);
     check_batches(a, b, 12);
     ii_loader_seek(a, train ? 2 : 0, 4);
     ii_loader_seek(b, train ? 2 : 0, 4);
@@ -327,18 +335,15 @@ static void test_crop_friendly(void **state) {
     ii_loader_free(a);
     ii_loader_free(b);
   }
-  ii_dataset_free(plain);
+  ii_dataset_free(without);
   ii_dataset_free(again);
   ii_dataset_free(d);
 }
 
-/* Damaged files and those that are no JPEG stay as they are. */
-static void test_crop_friendly_as_is(void **state) {
+/* Damaged files and those that are no JPEG have none. */
+static void test_no_crop_index(void **state) {
   ii_error err = {0};
-  ii_pack_result r;
-  ii_bytes x = {0}, y = {0};
-  const uint8_t *p, *q;
-  int64_t n, m;
+  ii_bytes x = {0};
   ii_dataset *list;
   assert_int_equal(ii_bytes_read(&x, in_root("set/class a/1.jpg"), &err), II_OK);
   FILE *f = fopen(in_root("cut.jpg"), "wb");
@@ -352,21 +357,55 @@ static void test_crop_friendly_as_is(void **state) {
   fprintf(f, "cut.jpg\t0\nset/class a/1.jpg\t0\ntext.jpg\t0\n");
   fclose(f);
   assert_int_equal(ii_dataset_open_list(in_root("asis.txt"), root, 0, &list, &err), II_OK);
-  const ii_pack_options o = {.crop_friendly = true};
-  assert_int_equal(ii_pack_write(list, in_root("asis.h5"), &o, &r, &err), II_OK);
-  assert_int_equal(r.recoded, 1);
+  assert_int_equal(make(list, in_root("asis.h5"), 0).indexed, 1);
   ii_dataset *d = open_pack(in_root("asis.h5"), false);
-  assert_int_equal(ii_dataset_recoded(d), 1);
-  for (int64_t i = 0; i < 3; i += 2) {
-    assert_int_equal(ii_dataset_read(list, i, &x, &p, &n, &err), II_OK);
-    assert_int_equal(ii_dataset_read(d, i, &y, &q, &m, &err), II_OK);
-    assert_int_equal(n, m);
-    assert_memory_equal(p, q, (size_t)n);
-  }
+  assert_int_equal(check_indexes(d, list), 1);
   ii_dataset_free(d);
   ii_dataset_free(list);
   ii_bytes_free(&x);
-  ii_bytes_free(&y);
+}
+
+/* A pack of one image, whose index is damaged on the disk, bit for bit: no bytes of it are given
+ * out, from the disk or from memory, so that no decoder gets to see them. */
+static void test_damaged_index(void **state) {
+  ii_error err = {0};
+  ii_bytes whole = {0}, x = {0};
+  ii_dataset *list, *d;
+  FILE *f = fopen(in_root("one.txt"), "w");
+  assert_non_null(f);
+  fprintf(f, "set/class d/1.jpg\t0\n");
+  fclose(f);
+  assert_int_equal(ii_dataset_open_list(in_root("one.txt"), root, 0, &list, &err), II_OK);
+  make(list, in_root("one.h5"), 0);
+  char shard[600] = "";
+  DIR *dir = opendir(root);
+  for (const struct dirent *e; (e = readdir(dir)) != NULL;)
+    if (!strncmp(e->d_name, "one-", 4)) strcpy(shard, in_root(e->d_name));
+  closedir(dir);
+  const uint8_t *p;
+  int64_t n, index_n;
+  d = open_pack(in_root("one.h5"), false);
+  assert_int_equal(ii_dataset_read(d, 0, &x, &p, &n, &err), II_OK);
+  const uint8_t *index = ii_dataset_packed_index(d, 0, p, &index_n);
+  assert_non_null(index);
+  assert_int_equal(ii_bytes_read(&whole, shard, &err), II_OK);
+  const uint8_t *at = memmem(whole.data, (size_t)whole.size, index, (size_t)index_n);
+  assert_non_null(at);
+  ii_dataset_free(d);
+  for (int64_t bit = 0; bit < index_n * 8; bit += 5) {
+    uint8_t *byte = whole.data + (at - whole.data) + bit / 8;
+    *byte ^= (uint8_t)(1u << bit % 8);
+    write_file(shard, whole.data, whole.size);
+    *byte ^= (uint8_t)(1u << bit % 8);
+    d = open_pack(in_root("one.h5"), bit % 3 == 0);
+    ii_error_clear(&err);
+    assert_int_equal(ii_dataset_read(d, 0, &x, &p, &n, &err), II_ERR_FORMAT);
+    assert_non_null(strstr(err.text, "class d/1.jpg"));
+    ii_dataset_free(d);
+  }
+  ii_dataset_free(list);
+  ii_bytes_free(&whole);
+  ii_bytes_free(&x);
 }
 
 /* An EXIF orientation survives: upright afterwards, it shows the same as the original. */
@@ -433,13 +472,6 @@ const char *__lsan_default_suppressions(void) {
 #endif
 
 /* ---- damage ----------------------------------------------------------------------------------*/
-
-static void write_file(const char *path, const uint8_t *bytes, int64_t n) {
-  FILE *f = fopen(path, "wb");
-  assert_non_null(f);
-  assert_int_equal(fwrite(bytes, 1, (size_t)n, f), n);
-  fclose(f);
-}
 
 /* Cuts, changes, blanks out or lengthens; at the ends, where the metadata is, as often as within.
  */
@@ -566,7 +598,7 @@ static void test_killed(void **state) {
     if (child == 0) {
       ii_pack_result r;
       ii_error e = {0};
-      const ii_pack_options o = {.shard_bytes = 1, .threads = 2, .crop_friendly = k % 3 == 0};
+      const ii_pack_options o = {.shard_bytes = 1, .threads = 2, .no_crop_index = k % 3 == 0};
       _exit(ii_pack_write(folder, keep, &o, &r, &e) == II_OK ? 0 : 1);
     }
     usleep((unsigned)(k % 30 * 700));
@@ -582,7 +614,7 @@ static void test_killed(void **state) {
       continue;
     }
     if (ii_dataset_open_packed(keep, false, &d, &err) != II_OK) fail_msg("%s", err.text);
-    check_same_pixels(d);
+    check_same(d);
     ii_dataset_free(d);
     old += k >= 30;
     if (k < 30) unlink(keep);
@@ -722,7 +754,8 @@ int main(void) {
       cmocka_unit_test(test_damaged_packs),    cmocka_unit_test(test_foreign_shard),
       cmocka_unit_test(test_killed),           cmocka_unit_test(test_errors),
       cmocka_unit_test(test_versions),         cmocka_unit_test(test_shared_memory),
-      cmocka_unit_test(test_crop_friendly),    cmocka_unit_test(test_crop_friendly_as_is),
+      cmocka_unit_test(test_crop_indexes),     cmocka_unit_test(test_no_crop_index),
+      cmocka_unit_test(test_damaged_index),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }

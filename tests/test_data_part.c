@@ -1,6 +1,7 @@
 /* Decoding of a part of a picture against decoding of the whole: JPEG files of every kind of
- * sampling, colour, coding and orientation, made here, and random parts of them. Files
- * with restart markers, from which a part is cut before it is decoded: also damaged. Recoding. */
+ * sampling, colour, coding and orientation, made here, and random parts of them; the same with a
+ * crop index, with which a part is cut out before it is decoded. Damaged files, and indexes that
+ * are damaged, of other files, or nonsense. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,7 +12,7 @@
 #include <jpeglib.h>
 #include "autograd/rng.h"
 #include "data/decode.h"
-#include "data/jpeg_recode.h"
+#include "data/jpeg_index.h"
 
 #define FOLDER II_TEST_DATA "/golden/augment/"
 
@@ -22,38 +23,47 @@ typedef struct {
   bool progressive;
   int restart; /* MCUs between restart markers; 0 = none */
   int quality;
+  bool optimised; /* code tables of its own, with what it needs and no more */
 } kind;
 
+/* A JPEG file in memory, and its crop index (NULL: none). */
+typedef struct {
+  const uint8_t *bytes;
+  int64_t n;
+  const uint8_t *index;
+  int64_t index_n;
+} jpeg_file;
+
 static const kind kinds[] = {
-    {"4:2:0", 3, 2, 2, false, 0, 90},
-    {"4:2:0 with restart markers", 3, 2, 2, false, 3, 92},
-    {"4:2:0 progressive", 3, 2, 2, true, 0, 85},
-    {"4:2:0 progressive with restart markers", 3, 2, 2, true, 7, 85},
-    {"4:2:0 coarse", 3, 2, 2, false, 0, 20},
-    {"4:2:2", 3, 2, 1, false, 0, 90},
-    {"4:2:2 with restart markers", 3, 2, 1, false, 5, 90},
-    {"4:2:2 progressive", 3, 2, 1, true, 0, 90},
-    {"4:4:0", 3, 1, 2, false, 0, 90},
-    {"4:4:4", 3, 1, 1, false, 0, 95},
-    {"4:4:4 progressive", 3, 1, 1, true, 2, 95},
-    {"4:1:1", 3, 4, 1, false, 0, 90},
-    {"4:1:0", 3, 4, 2, false, 0, 90},
-    {"grey", 1, 1, 1, false, 0, 90},
-    {"grey with factors of 2", 1, 2, 2, false, 4, 90},
-    {"grey progressive", 1, 1, 1, true, 0, 90},
-    {"CMYK", 4, 1, 1, false, 0, 90},
-    {"CMYK 4:2:0", 4, 2, 2, false, 0, 90},
+    {"4:2:0", 3, 2, 2, false, 0, 90, false},
+    {"4:2:0 with restart markers", 3, 2, 2, false, 3, 92, false},
+    {"4:2:0 progressive", 3, 2, 2, true, 0, 85, false},
+    {"4:2:0 progressive with restart markers", 3, 2, 2, true, 7, 85, false},
+    {"4:2:0 coarse", 3, 2, 2, false, 0, 20, false},
+    {"4:2:2", 3, 2, 1, false, 0, 90, false},
+    {"4:2:2 with restart markers", 3, 2, 1, false, 5, 90, false},
+    {"4:2:2 progressive", 3, 2, 1, true, 0, 90, false},
+    {"4:4:0", 3, 1, 2, false, 0, 90, false},
+    {"4:4:4", 3, 1, 1, false, 0, 95, false},
+    {"4:4:4 progressive", 3, 1, 1, true, 2, 95, false},
+    {"4:1:1", 3, 4, 1, false, 0, 90, false},
+    {"4:1:0", 3, 4, 2, false, 0, 90, false},
+    {"grey", 1, 1, 1, false, 0, 90, false},
+    {"grey with factors of 2", 1, 2, 2, false, 4, 90, false},
+    {"grey progressive", 1, 1, 1, true, 0, 90, false},
+    {"CMYK", 4, 1, 1, false, 0, 90, false},
+    {"CMYK 4:2:0", 4, 2, 2, false, 0, 90, false},
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 
 /* rgb as a file of this kind. orientation > 0: with an EXIF segment. */
 static void encode(const kind *k, const uint8_t *rgb, int64_t w, int64_t h, int orientation,
-                   unsigned char **file, unsigned long *bytes) {
+                   unsigned char **out, unsigned long *bytes) {
   struct jpeg_compress_struct j;
   struct jpeg_error_mgr e;
   j.err = jpeg_std_error(&e);
   jpeg_create_compress(&j);
-  jpeg_mem_dest(&j, file, bytes);
+  jpeg_mem_dest(&j, out, bytes);
   j.image_width = (JDIMENSION)w, j.image_height = (JDIMENSION)h;
   j.input_components = k->components;
   j.in_color_space = k->components == 1 ? JCS_GRAYSCALE : k->components == 3 ? JCS_RGB : JCS_CMYK;
@@ -66,6 +76,7 @@ static void encode(const kind *k, const uint8_t *rgb, int64_t w, int64_t h, int 
     j.comp_info[3].h_samp_factor = k->h, j.comp_info[3].v_samp_factor = k->v;
   if (k->progressive) jpeg_simple_progression(&j);
   j.restart_interval = (unsigned)k->restart;
+  if (k->optimised) j.optimize_coding = TRUE;
   jpeg_start_compress(&j, TRUE);
   uint8_t app1[] = {'E', 'x', 'i', 'f', 0,    0, 'M', 'M', 0, 42, 0, 0, 0,
                     8,   0,   1,   1,   0x12, 0, 3,   0,   0, 0,  1, 0, (uint8_t)orientation,
@@ -86,12 +97,12 @@ static void encode(const kind *k, const uint8_t *rgb, int64_t w, int64_t h, int 
 
 /* A photograph, and noise in its right half, where neighbours have nothing in common. */
 static void picture(ii_decoder *d, ii_image *img) {
-  ii_bytes file = {0};
+  ii_bytes photo = {0};
   ii_error err = {0};
-  assert_int_equal(ii_bytes_read(&file, FOLDER "photo_spaniel.JPEG", &err), II_OK);
-  assert_int_equal(ii_image_decode(d, file.data, file.size, &(ii_decode_options){0}, img, &err),
+  assert_int_equal(ii_bytes_read(&photo, FOLDER "photo_spaniel.JPEG", &err), II_OK);
+  assert_int_equal(ii_image_decode(d, photo.data, photo.size, &(ii_decode_options){0}, img, &err),
                    II_OK);
-  ii_bytes_free(&file);
+  ii_bytes_free(&photo);
   ii_rng rng = ii_rng_make(1, II_RNG_TEST, 0, 0);
   for (int64_t y = 0; y < img->h; y++)
     for (int64_t i = img->w / 2 * 3; i < img->w * 3; i++)
@@ -114,15 +125,15 @@ static ii_box random_part(ii_rng *rng, int64_t w, int64_t h) {
 }
 
 /* Decodes the part and compares; returns the pixels decoded. */
-static int64_t check_part(ii_decoder *d, const uint8_t *bytes, int64_t n,
-                          const ii_decode_options *o, const ii_image *whole, ii_box part,
-                          const char *name) {
+static int64_t check_part(ii_decoder *d, jpeg_file f, const ii_decode_options *o,
+                          const ii_image *whole, ii_box part, const char *name) {
   static ii_image img; /* kept, so that buffers are reused */
   ii_box at;
   ii_error err = {0};
   int64_t w, h;
-  assert_int_equal(ii_image_open(d, bytes, n, o, &w, &h, &err), II_OK);
+  assert_int_equal(ii_image_open(d, f.bytes, f.n, o, &w, &h, &err), II_OK);
   assert_true(w == whole->w && h == whole->h);
+  ii_image_use_index(d, f.index, f.index_n);
   if (ii_image_read(d, part, &img, &at, &err) != II_OK) fail_msg("%s: %s", name, err.text);
   assert_true(at.w == img.w && at.h == img.h);
   assert_true(at.left >= 0 && at.top >= 0 && at.left + at.w <= w && at.top + at.h <= h);
@@ -148,7 +159,7 @@ static void check_file(ii_decoder *d, const kind *k, const uint8_t *bytes, int64
   for (int i = 0; i < parts; i++) {
     ii_box part = random_part(&rng, whole.w, whole.h);
     wanted += part.w * part.h;
-    decoded += check_part(d, bytes, n, &o, &whole, part, k->name);
+    decoded += check_part(d, (jpeg_file){.bytes = bytes, .n = n}, &o, &whole, part, k->name);
   }
   /* it must really be a part: at most one block of up to 32 pixels more on either side */
   if (whole.w > 300 && !o.allow_truncated) assert_true(decoded < wanted * 3 / 2);
@@ -204,57 +215,73 @@ static void test_truncated(void **state) {
   ii_decoder_free(d);
 }
 
-/* The real files, PNG among them. A file that is opened and not read must not disturb the next. */
+/* The real files, PNG among them, without and with an index where they have one. A file that is
+ * opened and not read must not disturb the next. */
 static void test_files(void **state) {
-  const char *const names[] = {"photo_sloth.JPEG",      "photo_spaniel.JPEG",
-                               "photo_exif6.JPEG",      "photo_gray_nail.JPEG",
-                               "made_progressive.JPEG", "made_cmyk.JPEG",
-                               "made_422_odd.JPEG",     "made_optimized_q100.JPEG",
-                               "png_rgb8.png",          "png_rgb8_interlaced.png",
-                               "made_1x1.JPEG",         "made_png_named_jpeg.JPEG"};
+  static const struct {
+    const char *name;
+    bool indexed;
+  } files[] = {{"photo_sloth.JPEG", true},       {"photo_spaniel.JPEG", true},
+               {"photo_exif6.JPEG", true},       {"photo_gray_nail.JPEG", true},
+               {"made_progressive.JPEG", false}, {"made_cmyk.JPEG", false},
+               {"made_422_odd.JPEG", true},      {"made_optimized_q100.JPEG", true},
+               {"png_rgb8.png", false},          {"png_rgb8_interlaced.png", false},
+               {"made_1x1.JPEG", true},          {"made_png_named_jpeg.JPEG", false}};
   ii_decoder *d = NULL;
   ii_error err = {0};
   assert_int_equal(ii_decoder_new(&d, &err), II_OK);
-  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+  for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
     char path[512];
-    ii_bytes file = {0};
-    int64_t w, h;
-    kind k = {.name = names[i]};
-    ii_decode_options o = {.apply_orientation = true};
-    snprintf(path, sizeof path, FOLDER "%s", names[i]);
-    assert_int_equal(ii_bytes_read(&file, path, &err), II_OK);
-    assert_int_equal(ii_image_open(d, file.data, file.size, &o, &w, &h, &err), II_OK);
+    ii_bytes bytes = {0};
     ii_image whole = {0};
-    assert_int_equal(ii_image_decode(d, file.data, file.size, &o, &whole, &err), II_OK);
+    uint8_t *index;
+    int64_t w, h, index_n;
+    ii_decode_options o = {.apply_orientation = true};
+    snprintf(path, sizeof path, FOLDER "%s", files[i].name);
+    assert_int_equal(ii_bytes_read(&bytes, path, &err), II_OK);
+    assert_int_equal(ii_jpeg_index_make(bytes.data, bytes.size, &index, &index_n, &err), II_OK);
+    if (files[i].indexed != (index != NULL)) fail_msg("%s: index or not", files[i].name);
+    assert_int_equal(ii_image_open(d, bytes.data, bytes.size, &o, &w, &h, &err), II_OK);
+    assert_int_equal(ii_image_decode(d, bytes.data, bytes.size, &o, &whole, &err), II_OK);
     ii_rng rng = ii_rng_make(5, II_RNG_TEST, i, 0);
-    for (int p = 0; p < 30; p++)
-      check_part(d, file.data, file.size, &o, &whole, random_part(&rng, w, h), k.name);
+    for (int p = 0; p < 60; p++) {
+      const jpeg_file f = {bytes.data, bytes.size, p % 2 ? index : NULL, p % 2 ? index_n : 0};
+      check_part(d, f, &o, &whole, random_part(&rng, w, h), files[i].name);
+    }
+    free(index);
     ii_image_free(&whole);
-    ii_bytes_free(&file);
+    ii_bytes_free(&bytes);
   }
   ii_decoder_free(d);
 }
 
-/* ---- files that can be cut -------------------------------------------------------------------*/
+/* ---- with a crop index -----------------------------------------------------------------------*/
 
 /* Whether the last part was decoded from a smaller JPEG. */
-static bool was_cut(const ii_decoder *d, const ii_image *whole) {
-  return (int64_t)d->jpeg.image_width * d->jpeg.image_height < whole->w * whole->h;
+static bool was_cut(const ii_decoder *d) {
+  return d->hidden > 0;
 }
 
-/* Random parts of a file; returns how many of them were cut out. */
+/* Random parts of a file, with an index made of it; returns how many of them were cut out. */
 static int check_cuts(ii_decoder *d, const uint8_t *bytes, int64_t n, ii_decode_options o,
                       int parts, uint64_t seed, const char *name) {
   ii_image whole = {0};
   ii_error err = {0};
+  uint8_t *index;
+  int64_t index_n;
   int cuts = 0;
   if (ii_image_decode(d, bytes, n, &o, &whole, &err) != II_OK) fail_msg("%s: %s", name, err.text);
-  assert_false(was_cut(d, &whole));
+  assert_false(was_cut(d));
+  assert_int_equal(ii_jpeg_index_make(bytes, n, &index, &index_n, &err), II_OK);
+  assert_int_equal(!index, index_n == 0);
   ii_rng rng = ii_rng_make(3, II_RNG_TEST, seed, 0);
   for (int i = 0; i < parts; i++) {
-    check_part(d, bytes, n, &o, &whole, random_part(&rng, whole.w, whole.h), name);
-    cuts += was_cut(d, &whole);
+    const jpeg_file f = {bytes, n, index, index_n};
+    check_part(d, f, &o, &whole, random_part(&rng, whole.w, whole.h), name);
+    cuts += was_cut(d);
   }
+  if (!index) assert_int_equal(cuts, 0);
+  free(index);
   ii_image_free(&whole);
   return cuts;
 }
@@ -270,16 +297,21 @@ static uint8_t *repeated(const ii_image *img, int64_t w, int64_t h) {
 }
 
 static const kind cut_kinds[] = {
-    {"4:2:0", 3, 2, 2, false, 0, 90},      {"4:2:2", 3, 2, 1, false, 0, 90},
-    {"4:4:0", 3, 1, 2, false, 0, 90},      {"4:4:4", 3, 1, 1, false, 0, 95},
-    {"4:1:1", 3, 4, 1, false, 0, 90},      {"4:1:0", 3, 4, 2, false, 0, 90},
-    {"grey", 1, 1, 1, false, 0, 90},       {"grey with factors of 2", 1, 2, 2, false, 0, 90},
-    {"CMYK 4:2:0", 4, 2, 2, false, 0, 90},
+    {"4:2:0", 3, 2, 2, false, 0, 90, false},
+    {"4:2:0 with tables of its own", 3, 2, 2, false, 0, 75, true},
+    {"4:2:2", 3, 2, 1, false, 0, 90, false},
+    {"4:4:0", 3, 1, 2, false, 0, 90, true},
+    {"4:4:4", 3, 1, 1, false, 0, 95, false},
+    {"4:4:4 with tables of its own", 3, 1, 1, false, 0, 60, true},
+    {"4:1:1", 3, 4, 1, false, 0, 90, true},
+    {"4:1:0", 3, 4, 2, false, 0, 90, false},
+    {"grey", 1, 1, 1, false, 0, 90, true},
+    {"grey with factors of 2", 1, 2, 2, false, 0, 90, false},
 };
 enum { CUT_KINDS = sizeof cut_kinds / sizeof *cut_kinds };
 
-/* Every kind with all intervals that divide a row, or do not; odd sizes, among them those whose
- * last MCU has one or two columns of colour. */
+/* Every kind in odd sizes, among them those whose last square has one or two columns of colour, and
+ * turned. */
 static void test_cuts(void **state) {
   static const int64_t shapes[][2] = {{320, 96}, {321, 97}, {323, 33}, {318, 50}, {33, 200},
                                       {35, 35},  {17, 40},  {161, 65}, {8, 64},   {19, 300}};
@@ -292,217 +324,373 @@ static void test_cuts(void **state) {
   for (int k = 0; k < CUT_KINDS; k++)
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
       const int64_t w = shapes[s][0], h = shapes[s][1];
-      const int64_t mcu = cut_kinds[k].components == 1 ? 8 : 8 * cut_kinds[k].h;
-      const int64_t mcus = (w + mcu - 1) / mcu;
       uint8_t *rgb = repeated(&img, w, h);
-      for (int r = 1; r <= mcus; r++) {
-        if (mcus % r != 0 && r != 5) continue;
-        unsigned char *file = NULL;
-        unsigned long bytes = 0;
-        kind with = cut_kinds[k];
-        with.restart = r;
-        encode(&with, rgb, w, h, r % 8, &file, &bytes);
-        int n = check_cuts(d, file, (int64_t)bytes, (ii_decode_options){.apply_orientation = false},
-                           16, (uint64_t)(k * 1000 + (int)s * 50 + r), with.name);
-        if (mcus % r != 0) assert_int_equal(n, 0);
-        if (mcus % r == 0) cut += n, all += 16;
-        free(file);
+      for (int o = 0; o <= 8; o++) {
+        unsigned char *bytes = NULL;
+        unsigned long n = 0;
+        encode(&cut_kinds[k], rgb, w, h, o, &bytes, &n);
+        cut += check_cuts(d, bytes, (int64_t)n, (ii_decode_options){.apply_orientation = o > 0}, 12,
+                          (uint64_t)(k * 1000 + (int)s * 50 + o), cut_kinds[k].name);
+        all += 12;
+        free(bytes);
       }
       free(rgb);
     }
-  assert_true(all > 4000 && cut > all / 2); /* the others need all that is up to their end */
+  assert_true(all > 10000 && cut > all / 2); /* the others need all that is up to their end */
+  ii_image_free(&img);
+  ii_decoder_free(d);
+}
+
+/* All small sizes. */
+static void test_small_cuts(void **state) {
+  ii_decoder *d = NULL;
+  ii_error err = {0};
+  ii_image img = {0};
+  int cut = 0;
+  assert_int_equal(ii_decoder_new(&d, &err), II_OK);
+  picture(d, &img);
+  for (int64_t w = 1; w <= 40; w++)
+    for (int64_t h = 1; h <= 40; h += w % 3 + 1) {
+      const kind *k = &cut_kinds[(w * 7 + h) % CUT_KINDS];
+      unsigned char *bytes = NULL;
+      unsigned long n = 0;
+      uint8_t *rgb = repeated(&img, w, h);
+      encode(k, rgb, w, h, 0, &bytes, &n);
+      cut += check_cuts(d, bytes, (int64_t)n, (ii_decode_options){0}, 6, (uint64_t)(w * 64 + h),
+                        k->name);
+      free(bytes);
+      free(rgb);
+    }
+  assert_true(cut > 200);
+  ii_image_free(&img);
+  ii_decoder_free(d);
+}
+
+/* Squares of black and white (pattern 0), of all but one colour (1: tables of two codes), noise (2)
+ * and the picture (3). */
+static void paint(const ii_image *img, int pattern, uint8_t *rgb, int64_t w, int64_t h) {
+  ii_rng rng = ii_rng_make(11, II_RNG_TEST, (uint64_t)pattern, 0);
+  for (int64_t y = 0; y < h; y++)
+    for (int64_t x = 0; x < w; x++)
+      for (int c = 0; c < 3; c++) {
+        uint8_t *out = rgb + (y * w + x) * 3 + c;
+        if (pattern == 0) *out = (x / 8 * 5 + y / 8 * 3) % 7 < 3 ? 255 : 0;
+        if (pattern == 1) *out = (uint8_t)(x / 8 == 3 && y / 8 == 5 ? 255 : 128);
+        if (pattern == 2) *out = ii_rng_u32(&rng) & 1 ? 255 : 0;
+        if (pattern == 3) *out = img->data[(y % img->h * img->w + x % img->w) * 3 + c];
+      }
+}
+
+/* All qualities, with the highest and lowest coefficients that there are, and tables that lack
+ * nearly everything that a made-up square needs. */
+static void test_extreme_cuts(void **state) {
+  ii_decoder *d = NULL;
+  ii_error err = {0};
+  ii_image img = {0};
+  int cut = 0, all = 0;
+  assert_int_equal(ii_decoder_new(&d, &err), II_OK);
+  picture(d, &img);
+  for (int quality = 1; quality <= 100; quality += quality < 10 || quality >= 95 ? 1 : 9)
+    for (int pattern = 0; pattern < 4; pattern++)
+      for (int k = 0; k < CUT_KINDS; k++) {
+        const int64_t w = 150 + 3 * k, h = 90 + quality % 8;
+        unsigned char *bytes = NULL;
+        unsigned long n = 0;
+        uint8_t *rgb = malloc((size_t)(w * h * 3));
+        kind with = cut_kinds[k];
+        with.quality = quality, with.optimised ^= quality % 2;
+        paint(&img, pattern, rgb, w, h);
+        encode(&with, rgb, w, h, 0, &bytes, &n);
+        cut += check_cuts(d, bytes, (int64_t)n, (ii_decode_options){0}, 6,
+                          (uint64_t)(quality * 100 + pattern * 10 + k), with.name);
+        all += 6;
+        free(bytes);
+        free(rgb);
+      }
+  assert_true(all > 4000 && cut > all / 2);
+  ii_image_free(&img);
+  ii_decoder_free(d);
+}
+
+/* An AC table without room for one more code, whose own codes with their bits are all multiples of
+ * 8 long: parts that need another length are decoded in the ordinary way. */
+static void test_full_table(void **state) {
+  static uint8_t rgb[256 * 256 * 3];
+  struct jpeg_compress_struct j;
+  struct jpeg_error_mgr e;
+  unsigned char *bytes = NULL;
+  unsigned long n = 0;
+  ii_decoder *d = NULL;
+  ii_error err = {0};
+  assert_int_equal(ii_decoder_new(&d, &err), II_OK);
+  j.err = jpeg_std_error(&e);
+  jpeg_create_compress(&j);
+  jpeg_mem_dest(&j, &bytes, &n);
+  j.image_width = j.image_height = 256;
+  j.input_components = 1;
+  j.in_color_space = JCS_GRAYSCALE;
+  jpeg_set_defaults(&j);
+  JHUFF_TBL *ac = j.ac_huff_tbl_ptrs[0];
+  memset(ac, 0, sizeof *ac);
+  for (int length = 1; length <= 16; length++) {
+    ac->bits[length] = 1;
+    /* the block's end; then other numbers of zeros in front of so many bits */
+    if (length > 1) ac->huffval[length - 1] = (uint8_t)((length - 1) << 4 | (8 - length % 8));
+  }
+  jpeg_start_compress(&j, TRUE);
+  for (int y = 0; y < 256; y++) {
+    for (int x = 0; x < 256; x++) rgb[x] = (uint8_t)(x / 8 * 8); /* flat blocks */
+    JSAMPROW rows[1] = {rgb};
+    jpeg_write_scanlines(&j, rows, 1);
+  }
+  jpeg_finish_compress(&j);
+  jpeg_destroy_compress(&j);
+  const int cuts = check_cuts(d, bytes, (int64_t)n, (ii_decode_options){0}, 200, 12, "full table");
+  assert_true(cuts < 100); /* where by chance every row ends and begins at the right bits */
+  free(bytes);
+  ii_decoder_free(d);
+}
+
+/* Other kinds of files have no index. */
+static void test_no_index(void **state) {
+  ii_decoder *d = NULL;
+  ii_error err = {0};
+  ii_image img = {0};
+  assert_int_equal(ii_decoder_new(&d, &err), II_OK);
+  picture(d, &img);
+  for (int k = 0; k < KINDS; k++) {
+    unsigned char *bytes = NULL;
+    unsigned long n = 0;
+    uint8_t *index;
+    int64_t index_n;
+    const kind *with = &kinds[k];
+    encode(with, img.data, img.w, img.h, 0, &bytes, &n);
+    assert_int_equal(ii_jpeg_index_make(bytes, (int64_t)n, &index, &index_n, &err), II_OK);
+    const bool wanted = !with->progressive && with->restart == 0 && with->components < 4;
+    assert_int_equal(index != NULL, wanted);
+    free(index);
+    /* nor have those that are cut off, anywhere */
+    for (unsigned long cut = 0; cut < n; cut += cut < 700 || cut + 10 > n ? 1 : n / 9) {
+      assert_int_equal(ii_jpeg_index_make(bytes, (int64_t)cut, &index, &index_n, &err), II_OK);
+      assert_true(!index && index_n == 0);
+    }
+    free(bytes);
+  }
+  uint8_t *index;
+  int64_t index_n;
+  const uint8_t png[] = "\x89PNG\r\n\x1a\n";
+  assert_int_equal(ii_jpeg_index_make(png, 8, &index, &index_n, &err), II_OK);
+  assert_null(index);
   ii_image_free(&img);
   ii_decoder_free(d);
 }
 
 /* A scan that does not say what those of baseline files say (in lossless files it names a
- * predictor) is left to the library. */
+ * predictor) has no index, and is left to the library whatever index comes with it. */
 static void test_strange_scans(void **state) {
   ii_decoder *d = NULL;
   ii_error err = {0};
-  ii_image img = {0};
-  unsigned char *file = NULL;
-  unsigned long bytes = 0;
-  kind with = cut_kinds[0];
-  with.restart = 1;
+  ii_image img = {0}, whole = {0};
+  unsigned char *bytes = NULL;
+  unsigned long n = 0;
+  uint8_t *index, *other;
+  int64_t index_n, other_n;
   assert_int_equal(ii_decoder_new(&d, &err), II_OK);
   picture(d, &img);
-  encode(&with, img.data, img.w, img.h, 0, &file, &bytes);
+  encode(&cut_kinds[0], img.data, img.w, img.h, 0, &bytes, &n);
+  assert_int_equal(ii_jpeg_index_make(bytes, (int64_t)n, &index, &index_n, &err), II_OK);
   int64_t at = 2;
-  while (file[at + 1] != 0xda) at += 2 + (file[at + 2] << 8 | file[at + 3]);
-  uint8_t *end = file + at + 2 + file[at + 3] - 3; /* Ss, Se, Ah and Al */
+  while (bytes[at + 1] != 0xda) at += 2 + (bytes[at + 2] << 8 | bytes[at + 3]);
+  uint8_t *end = bytes + at + 2 + bytes[at + 3] - 3; /* Ss, Se, Ah and Al */
   assert_true(end[0] == 0 && end[1] == 63 && end[2] == 0);
   for (int i = 0; i < 4; i++) {
     const uint8_t strange[4][3] = {{0, 63, 0}, {1, 63, 0}, {0, 0, 0}, {0, 63, 1}};
+    const ii_decode_options o = {0};
+    ii_rng rng = ii_rng_make(5, II_RNG_TEST, 0, 0);
+    int cuts = 0;
     memcpy(end, strange[i], 3);
-    int n = check_cuts(d, file, (int64_t)bytes, (ii_decode_options){0}, 20, 5, "strange scan");
-    assert_true(i == 0 ? n > 10 : n == 0);
-  }
-  free(file);
-  ii_image_free(&img);
-  ii_decoder_free(d);
-}
-
-/* Recoding: the same pixels; a progressive file is not one any more; parts are cut out of it. */
-static void test_recoded(void **state) {
-  ii_decoder *d = NULL;
-  ii_error err = {0};
-  ii_image img = {0}, a = {0}, b = {0};
-  const ii_decode_options upright = {.apply_orientation = true};
-  assert_int_equal(ii_decoder_new(&d, &err), II_OK);
-  picture(d, &img);
-  for (int k = 0; k < KINDS; k++)
-    for (int w = 160; w < 320; w += 31) {
-      unsigned char *file = NULL;
-      unsigned long bytes = 0;
-      uint8_t *out;
-      int64_t n;
-      const int orientation = w % 9;
-      encode(&kinds[k], img.data, w, img.w * img.h / w, orientation, &file, &bytes);
-      assert_int_equal(ii_jpeg_recode(file, (int64_t)bytes, &out, &n, &err), II_OK);
-      if (kinds[k].components == 4) { /* stays as it is */
-        assert_null(out);
-        free(file);
-        continue;
-      }
-      assert_non_null(out);
-      assert_int_equal(ii_image_decode(d, file, (int64_t)bytes, &upright, &a, &err), II_OK);
-      assert_int_equal(ii_image_decode(d, out, n, &upright, &b, &err), II_OK);
-      assert_false(d->jpeg.progressive_mode);
-      assert_int_equal(d->orientation, orientation > 0 ? orientation : 1);
-      assert_true(a.w == b.w && a.h == b.h);
-      assert_memory_equal(a.data, b.data, (size_t)(a.w * a.h * 3));
-      int cuts = check_cuts(d, out, n, upright, 20, (uint64_t)(k * 100 + w), kinds[k].name);
-      assert_true(cuts >= 10);
-      free(out);
-      free(file);
+    assert_int_equal(ii_jpeg_index_make(bytes, (int64_t)n, &other, &other_n, &err), II_OK);
+    assert_int_equal(other != NULL, i == 0);
+    free(other);
+    assert_int_equal(ii_image_decode(d, bytes, (int64_t)n, &o, &whole, &err), II_OK);
+    for (int c = 0; c < 20; c++) {
+      const jpeg_file f = {bytes, (int64_t)n, index, index_n};
+      check_part(d, f, &o, &whole, random_part(&rng, whole.w, whole.h), "strange scan");
+      cuts += was_cut(d);
     }
-  ii_image_free(&img);
-  ii_image_free(&a);
-  ii_image_free(&b);
-  ii_decoder_free(d);
-}
-
-/* What is damaged stays as it is: the decoder is to see that damage. */
-static void test_not_recoded(void **state) {
-  ii_decoder *d = NULL;
-  ii_error err = {0};
-  ii_image img = {0};
-  unsigned char *file = NULL;
-  unsigned long bytes = 0;
-  uint8_t *out;
-  int64_t n;
-  assert_int_equal(ii_decoder_new(&d, &err), II_OK);
-  picture(d, &img);
-  for (int k = 0; k < KINDS; k++) {
-    encode(&kinds[k], img.data, img.w, img.h, 0, &file, &bytes);
-    for (unsigned long cut = 0; cut + 2 < bytes; cut += cut < 700 ? 7 : bytes / 9) {
-      assert_int_equal(ii_jpeg_recode(file, (int64_t)cut, &out, &n, &err), II_OK);
-      assert_null(out);
-    }
-    file[bytes / 2] = 0xff, file[bytes / 2 + 1] = 0xc4; /* a marker where there is none */
-    assert_int_equal(ii_jpeg_recode(file, (int64_t)bytes, &out, &n, &err), II_OK);
-    assert_null(out);
-    free(file);
-    file = NULL;
+    assert_true(i == 0 ? cuts > 10 : cuts == 0);
   }
-  assert_int_equal(ii_jpeg_recode((const uint8_t *)"\x89PNG\r\n\x1a\n", 8, &out, &n, &err), II_OK);
-  assert_null(out);
+  free(index);
+  free(bytes);
   ii_image_free(&img);
+  ii_image_free(&whole);
   ii_decoder_free(d);
 }
 
-/* One of many kinds of damage; the new size. `file` has room for 64 bytes more. */
-static int64_t damage(ii_rng *rng, uint8_t *file, int64_t n) {
-  int64_t at = (int64_t)ii_rng_below(rng, (uint64_t)n - 64), markers[4096], count = 0;
-  for (int64_t i = 700; i + 1 < n && count < 4096; i++)
-    if (file[i] == 0xff && file[i + 1] >= 0xd0 && file[i + 1] <= 0xd7) markers[count++] = i;
-  int64_t marker = count ? markers[ii_rng_below(rng, (uint64_t)count)] : at;
+/* ---- damage ----------------------------------------------------------------------------------*/
+
+/* One of many kinds of damage; the new size. `bytes` has room for 64 bytes more. */
+static int64_t damage(ii_rng *rng, uint8_t *bytes, int64_t n) {
+  int64_t at = (int64_t)ii_rng_below(rng, (uint64_t)n - 64);
   const int64_t some = 1 + (int64_t)ii_rng_below(rng, 30);
-  switch (ii_rng_below(rng, 9)) {
-  case 0: /* another number */
-    file[marker + 1] = (uint8_t)(0xd0 + ii_rng_below(rng, 8));
-    return n;
-  case 1: /* no marker any more */
-    memmove(file + marker, file + marker + 2, (size_t)(n - marker - 2));
-    return n - 2;
-  case 2: /* one more */
-    memmove(file + at + 2, file + at, (size_t)(n - at));
-    file[at] = 0xff, file[at + 1] = (uint8_t)(0xd0 + ii_rng_below(rng, 16));
+  switch (ii_rng_below(rng, 7)) {
+  case 0: /* a marker where there was none */
+    memmove(bytes + at + 2, bytes + at, (size_t)(n - at));
+    bytes[at] = 0xff, bytes[at + 1] = (uint8_t)(0xd0 + ii_rng_below(rng, 16));
     return n + 2;
-  case 3: /* more bytes, or fewer, in a segment */
-    memmove(file + at + some, file + at, (size_t)(n - at));
+  case 1: /* more bytes, or fewer */
+    memmove(bytes + at + some, bytes + at, (size_t)(n - at));
     return n + some;
-  case 4:
-    memmove(file + at, file + at + some, (size_t)(n - at - some));
+  case 2:
+    memmove(bytes + at, bytes + at + some, (size_t)(n - at - some));
     return n - some;
-  case 5: /* nine segments gone: the numbers are in order again after eight of them */
-    if (count < 20) return n;
-    marker = markers[ii_rng_below(rng, (uint64_t)count - 10)];
-    memmove(file + marker, file + markers[count - 1], (size_t)(n - markers[count - 1]));
-    return n - (markers[count - 1] - marker);
-  case 6:
+  case 3:
     return at + 64;
-  case 7: /* the header */
-    file[at % 700] = (uint8_t)ii_rng_u32(rng);
+  case 4: /* the header */
+    bytes[at % 700] = (uint8_t)ii_rng_u32(rng);
+    return n;
+  case 5:
+    bytes[at] ^= (uint8_t)(1u << (some & 7));
     return n;
   default:
-    file[at] = (uint8_t)ii_rng_u32(rng), file[at + some] ^= (uint8_t)(1u << (some & 7));
+    bytes[at] = (uint8_t)ii_rng_u32(rng), bytes[at + some] ^= (uint8_t)(1u << (some & 7));
     return n;
   }
 }
 
-/* A damaged file looks the same in parts as whole, and is refused in parts only if it is whole. */
-static void test_damaged_cuts(void **state) {
+/* A damaged file has no index; or what is there is a picture like any other, without a warning and
+ * to its end, and its parts are those of the whole. */
+static void test_damaged_files(void **state) {
   ii_decoder *d = NULL;
   ii_error err = {0};
-  ii_image img = {0}, whole = {0}, part = {0};
-  int refused = 0, cut = 0, all = 0;
+  ii_image img = {0}, whole = {0};
+  int none = 0, cut = 0;
   assert_int_equal(ii_decoder_new(&d, &err), II_OK);
   picture(d, &img);
   for (int k = 0; k < CUT_KINDS; k++) {
-    unsigned char *file = NULL;
-    unsigned long bytes = 0;
-    kind with = cut_kinds[k];
-    with.restart = 1 + k % 2;
+    unsigned char *bytes = NULL;
+    unsigned long size = 0;
     uint8_t *rgb = repeated(&img, 256, 256);
-    encode(&with, rgb, 256, 256, 0, &file, &bytes);
+    encode(&cut_kinds[k], rgb, 256, 256, 0, &bytes, &size);
     free(rgb);
-    uint8_t *copy = malloc(bytes + 64);
+    uint8_t *copy = malloc(size + 64);
     ii_rng rng = ii_rng_make(7, II_RNG_TEST, (uint64_t)k, 0);
-    for (int i = 0; i < 150; i++) {
-      memcpy(copy, file, bytes);
-      int64_t n = damage(&rng, copy, (int64_t)bytes), w, h;
+    for (int i = 0; i < 200; i++) {
+      memcpy(copy, bytes, size);
+      uint8_t *index;
+      int64_t n = damage(&rng, copy, (int64_t)size), index_n;
       const ii_decode_options strict = {.max_pixels = 1 << 22};
-      const ii_decode_options o = {.allow_truncated = true, .max_pixels = 1 << 22};
-      bool good = ii_image_decode(d, copy, n, &strict, &whole, &err) == II_OK;
-      bool shown = ii_image_decode(d, copy, n, &o, &whole, &err) == II_OK;
-      for (int c = 0; shown && c < 6; c++) {
-        ii_box box = random_part(&rng, whole.w, whole.h), at;
-        check_part(d, copy, n, &o, &whole, box, with.name);
-        cut += was_cut(d, &whole), all++;
-        assert_int_equal(ii_image_open(d, copy, n, &strict, &w, &h, &err), II_OK);
-        bool part_good = ii_image_read(d, box, &part, &at, &err) == II_OK;
-        assert_true(part_good || !good);
-      }
-      refused += !good;
+      assert_int_equal(ii_jpeg_index_make(copy, n, &index, &index_n, &err), II_OK);
+      none += !index;
+      if (!index) continue;
+      if (ii_image_decode(d, copy, n, &strict, &whole, &err) == II_OK)
+        for (int c = 0; c < 6; c++) {
+          const jpeg_file f = {copy, n, index, index_n};
+          check_part(d, f, &strict, &whole, random_part(&rng, whole.w, whole.h), cut_kinds[k].name);
+          cut += was_cut(d);
+        }
+      free(index);
     }
     free(copy);
-    free(file);
+    free(bytes);
   }
-  assert_true(refused > 20 && cut > all / 4);
+  assert_true(none > 1000 && cut > 300);
   ii_image_free(&img);
   ii_image_free(&whole);
+  ii_decoder_free(d);
+}
+
+/* An index of another file, or nonsense of any kind; the new size. */
+static int64_t spoil(ii_rng *rng, uint8_t *index, int64_t n) {
+  const int64_t at = (int64_t)ii_rng_below(rng, (uint64_t)n);
+  switch (ii_rng_below(rng, 7)) {
+  case 0:
+    return n; /* it is that of another file anyway */
+  case 1:
+    return at;
+  case 2:
+    index[at % 12] = (uint8_t)ii_rng_u32(rng);
+    return n;
+  case 3:
+    for (int64_t i = 8; i < n; i++) index[i] = (uint8_t)ii_rng_u32(rng);
+    return n;
+  case 4: /* small numbers: places inside of the scan, but no more than that */
+    for (int64_t i = 8; i < n; i++)
+      index[i] = ii_rng_below(rng, 3) ? 0 : (uint8_t)(ii_rng_u32(rng) & 31);
+    return n;
+  case 5: /* the rows all over the scan */
+    for (int64_t i = 8; i + 4 < n; i++)
+      if (ii_rng_below(rng, 16) == 0) index[i] ^= (uint8_t)(1u << ii_rng_below(rng, 8));
+    return n;
+  default:
+    index[at] ^= (uint8_t)(1u << ii_rng_below(rng, 8));
+    return n;
+  }
+}
+
+/* Whatever the index is, a part comes out or a sentence, without a step outside of anything: the
+ * sanitizer watches, and the index ends where its memory does. */
+static void test_wrong_indexes(void **state) {
+  ii_decoder *d = NULL;
+  ii_error err = {0};
+  ii_image img = {0}, part = {0};
+  int cut = 0, all = 0;
+  assert_int_equal(ii_decoder_new(&d, &err), II_OK);
+  picture(d, &img);
+  for (int k = 0; k < CUT_KINDS; k++) {
+    unsigned char *bytes = NULL, *other = NULL;
+    unsigned long n = 0, other_n = 0;
+    uint8_t *index, *rgb = repeated(&img, 200, 120);
+    int64_t index_n;
+    encode(&cut_kinds[k], rgb, 200, 120, 0, &bytes, &n);
+    kind coarse = cut_kinds[k];
+    coarse.quality = 50;
+    encode(&coarse, rgb, 200, 120, 0, &other, &other_n);
+    free(rgb);
+    assert_int_equal(ii_jpeg_index_make(other, (int64_t)other_n, &index, &index_n, &err), II_OK);
+    ii_rng rng = ii_rng_make(13, II_RNG_TEST, (uint64_t)k, 0);
+    for (int i = 0; i < 300; i++, all++) {
+      uint8_t *wrong = malloc((size_t)index_n), *exact;
+      memcpy(wrong, index, (size_t)index_n);
+      const int64_t size = spoil(&rng, wrong, index_n);
+      exact = malloc((size_t)size + 1);
+      memcpy(exact, wrong, (size_t)size);
+      exact = realloc(exact, (size_t)size ? (size_t)size : 1);
+      int64_t w, h;
+      const ii_decode_options o = {.allow_truncated = i % 2};
+      const ii_box box = random_part(&rng, 200, 120);
+      ii_box at;
+      ii_error_clear(&err);
+      assert_int_equal(ii_image_open(d, bytes, (int64_t)n, &o, &w, &h, &err), II_OK);
+      ii_image_use_index(d, exact, size);
+      if (ii_image_read(d, box, &part, &at, &err) == II_OK) {
+        assert_true(at.top <= box.top && at.left <= box.left && at.w == part.w && at.h == part.h);
+        assert_true(at.top + at.h >= box.top + box.h && at.left + at.w >= box.left + box.w);
+      } else {
+        assert_true(err.status == II_ERR_FORMAT && strlen(err.text) > 10);
+      }
+      cut += was_cut(d);
+      free(exact);
+      free(wrong);
+    }
+    free(index);
+    free(bytes);
+    free(other);
+  }
+  assert_true(cut > all / 4);
+  ii_image_free(&img);
   ii_image_free(&part);
   ii_decoder_free(d);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_parts),        cmocka_unit_test(test_truncated),
-      cmocka_unit_test(test_files),        cmocka_unit_test(test_cuts),
-      cmocka_unit_test(test_recoded),      cmocka_unit_test(test_not_recoded),
-      cmocka_unit_test(test_damaged_cuts), cmocka_unit_test(test_strange_scans),
+      cmocka_unit_test(test_parts),         cmocka_unit_test(test_truncated),
+      cmocka_unit_test(test_files),         cmocka_unit_test(test_cuts),
+      cmocka_unit_test(test_small_cuts),    cmocka_unit_test(test_extreme_cuts),
+      cmocka_unit_test(test_full_table),    cmocka_unit_test(test_no_index),
+      cmocka_unit_test(test_strange_scans), cmocka_unit_test(test_damaged_files),
+      cmocka_unit_test(test_wrong_indexes),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
