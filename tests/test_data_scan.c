@@ -498,6 +498,13 @@ static void test_programs(void **state) {
   assert_int_equal(system(command), 0);
   assert_int_equal(run("scan --packed %s/back/p.h5", root), 1);
   assert_true(said("err", "cannot open"));
+  /* no room on the disk: one sentence, not HDF5's crash at exit */
+  snprintf(command, sizeof command,
+           "trap '' XFSZ; ulimit -f 8; cd %s; %s/pack create --folder set --out full.h5 --quiet "
+           "--skip-list cli.txt 2>err; test $? = 1 && ! ls full* 2>err2",
+           root, II_BIN);
+  assert_int_equal(system(command), 0);
+  assert_true(said("err", "check the free space"));
   assert_int_equal(run("scan"), 2);
   assert_int_equal(run("scan --folder"), 2);
   assert_int_equal(run("scan --folder x --list y"), 2);
