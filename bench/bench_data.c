@@ -76,8 +76,15 @@ static void close_tools(tools *t) {
   free(t->out);
 }
 
-/* From memory; with READ_TRAIN from where the data set has it, checks included. */
+/* A pack has it behind the bytes; otherwise from memory, with READ_TRAIN from where the data set
+ * has it, checks included. */
 static void use_index(const worker *w, tools *t, int64_t i, const uint8_t *bytes, int64_t n) {
+  int64_t packed_n;
+  const uint8_t *packed = ii_dataset_packed_index(w->set, i, bytes, &packed_n);
+  if (packed) {
+    ii_image_use_index(t->decoder, packed, packed_n);
+    return;
+  }
   const ii_bytes *index = &w->indexes[i];
   if (w->kind == READ_TRAIN) {
     if (ii_dataset_crop_index(w->set, i, bytes, n, &t->index) != II_CROP_INDEX_FOUND) return;
@@ -176,6 +183,7 @@ static void read_all(const ii_dataset *set, ii_bytes *files, ii_bytes *indexes) 
     const uint8_t *bytes;
     int64_t n;
     check(ii_dataset_read(set, i, &files[i], &bytes, &n, &err), &err);
+    files[i].size = n; /* of a pack, the index is behind it */
     if (ii_dataset_crop_index(set, i, bytes, n, &indexes[i]) != II_CROP_INDEX_FOUND)
       indexes[i].size = 0;
   }

@@ -6,7 +6,7 @@
 #       [--out FILE]
 #
 # PHOTOS is a folder PHOTOS/<class>/<image>. From it a crop index and two packs are made in a
-# temporary folder: as it is, and with --crop-friendly. Each round runs bench_data on the folder,
+# temporary folder: with --no-crop-index, and as usual. Each round runs bench_data on the folder,
 # without and with the crop index, and on both packs and torch_data.py on the folder, --seconds for
 # each transform; about 25 seconds per round and second. The tables have medians of images per
 # second of processor time, so other load matters less, but it matters: look at the ranges. --out
@@ -44,8 +44,9 @@ python=${PYTHON:-python3}
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"$build/bin/pack" create --folder "$photos" --out "$work/as_is.h5" --quiet > /dev/null
-"$build/bin/pack" create --folder "$photos" --out "$work/crops.h5" --crop-friendly --quiet > /dev/null
+pack() { "$build/bin/pack" create --folder "$photos" --quiet "$@" > /dev/null; }
+pack --out "$work/plain.h5" --no-crop-index
+pack --out "$work/crops.h5"
 "$build/bin/scan" --folder "$photos" --crop-index "$work/crop_index" --quiet > /dev/null
 lines=$work/lines
 # the Nth run of a source gets its name as a key of its own
@@ -55,14 +56,14 @@ for round in $(seq "$rounds"); do
   echo "round $round of $rounds, load $(cut -d' ' -f1-3 /proc/loadavg)" >&2
   ours folder "$photos"
   ours index "$photos" "$work/crop_index"
-  ours packed "$work/as_is.h5"
+  ours plain "$work/plain.h5"
   ours crops "$work/crops.h5"
   taskset -c "$core" "$python" "$here/torch_data.py" "$photos" "$seconds" |
     sed 's/^{/{"row": "python", /' >> "$lines"
 done
 [ -z "$out" ] || cp "$lines" "$out"
 
-stat -c %s "$work"/as_is-*.h5 "$work"/crops-*.h5 > "$work/sizes"
+stat -c %s "$work"/plain-*.h5 "$work"/crops-*.h5 > "$work/sizes"
 "$python" - "$lines" "$work/sizes" <<'END'
 import json, statistics, sys
 runs = {}
@@ -77,14 +78,14 @@ def speed(row, transform):
     v = sorted(r["images_per_core_second"] for r in runs[row, transform])
     return f"{median(row, transform):.0f} ({v[0]:.0f}..{v[-1]:.0f})"
 
-titles = {"folder": "folder", "index": "folder, crop index", "packed": "pack",
-          "crops": "pack, `--crop-friendly`",
+titles = {"folder": "folder", "index": "folder, crop index", "plain": "pack, `--no-crop-index`",
+          "crops": "pack",
           "python": "Pillow + torchvision + timm's definitions"}
 names = {"decode": "whole image decoded", "train": "training transform",
          "eval": "evaluation transform", "read_train": "reading and training transform"}
 print("Images per second of one core, median (lowest..highest), and the ratio to the first row:\n")
 print("| | " + " | ".join(names.values()) + " |\n|" + " --- |" * (len(names) + 1))
-for row in ("python", "folder", "index", "packed", "crops"):
+for row in ("python", "folder", "plain", "index", "crops"):
     cells = []
     for t in names:
         ratio = "" if row == "python" else f", **{median(row, t) / median('python', t):.2f}**"
@@ -95,12 +96,13 @@ stages = ("decode", "resize", "augment", "normalise")
 print("| | read | " + " | ".join(stages) + " | all but reading | decoding whole images |\n|"
       + " --- |" * (len(stages) + 4))
 for t in ("train", "eval"):
-    for row in ("folder", "index", "packed", "crops"):
+    for row in ("folder", "plain", "index", "crops"):
         read, whole = 1e3 / median(row, "read"), 1e3 / median(row, "decode")
         cells = [f"{median(row, t, s + '_ms'):.3f} ({100 * median(row, t, s + '_share'):.0f} %)"
                  for s in stages]
         print(f"| {names[t]}, {titles[row]} | {read:.3f} | " + " | ".join(cells)
               + f" | {1e3 / median(row, t):.3f} | {whole:.3f} |")
 a, b = (int(v) for v in open(sys.argv[2]))
-print(f"\nBytes of the packs: {a}, and {b} with `--crop-friendly` ({100 * (b / a - 1):+.1f} %).")
+print(f"\nBytes of the packs: {b}, and {a} with `--no-crop-index` (crop indexes: "
+      f"{100 * (b / a - 1):+.1f} %).")
 END
