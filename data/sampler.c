@@ -132,19 +132,26 @@ static ii_status check(const ii_sampler_config *c, ii_error *err) {
   return II_OK;
 }
 
+/* How many draws REPEATED has, of all ranks together. */
+static int64_t repeated_draws(int64_t size, int64_t world) {
+  enum { ROUND = 256 };
+  return size < ROUND ? size : size / ROUND * ROUND / world * world;
+}
+
 static ii_status build(ii_sampler *s, ii_error *err) {
   const ii_sampler_config *c = &s->c;
   const bool fixed = c->sampling.kind == II_SAMPLE_FIXED;
   const int64_t ranks = fixed ? 1 : c->world;
   s->size = s->draws = ii_dataset_size(c->dataset);
   if (fixed) s->draws = (s->size + c->world - 1) / c->world;
+  if (c->sampling.kind == II_SAMPLE_REPEATED) s->draws = repeated_draws(s->size, c->world);
   s->epoch = -1;
   if (c->drop_last && s->draws < c->batch * ranks)
     return ii_error_set(err, II_ERR_ARG,
-                        "the data set has %lld images, fewer than one batch of %lld x %lld rank%s; "
+                        "an epoch has %lld images, fewer than one batch of %lld x %lld rank%s; "
                         "use a smaller batch",
-                        (long long)s->size, (long long)c->batch, (long long)c->world,
-                        c->world == 1 ? "" : "s");
+                        (long long)(fixed ? s->size : s->draws), (long long)c->batch,
+                        (long long)c->world, c->world == 1 ? "" : "s");
   if (!c->shuffle) return II_OK;
   s->order = malloc((size_t)(fixed ? s->draws : s->size) * sizeof *s->order);
   if (!s->order) return ii_error_set(err, II_ERR_MEMORY, "no memory for an order");

@@ -24,8 +24,9 @@ typedef enum {
   II_SAMPLE_FIXED,
   /* Repeated augmentation (timm's RepeatAugSampler): a new order in each epoch in which each image
    * stands `repeats` times in a row, dealt out to the ranks one by one; the epoch ends after as
-   * many draws as there are images, so that only 1 / repeats of them are in it. timm also rounds
-   * the number of draws down to a multiple of 256; here, with drop_last, to one of the batch. */
+   * many draws as there are images, so that only 1 / repeats of them are in it. As there, that
+   * number is rounded down to a multiple of 256 and then of the ranks; below 256 images, where
+   * timm has no draw at all, it is not rounded. */
   II_SAMPLE_REPEATED,
   /* As many draws as images; a class with n images gets a share of them in proportion to
    * n^(1 - balance), rounded up or down at random; within a class all images are drawn equally

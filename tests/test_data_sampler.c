@@ -199,6 +199,54 @@ static void test_repeated(void **state) {
   ii_sampler_free(s);
 }
 
+/* timm's RepeatAugSampler(num_repeats, selected_round=256), from its definition: the shuffled
+ * images, each `repeats` times in a row, filled up from the front to a multiple of the ranks; of
+ * them every world-th from `rank` on; of these floor(floor(size / 256) * 256 / world). The order of
+ * the images is what one rank without repeats gets. */
+static void test_repeated_is_timms(void **state) {
+  static const struct {
+    int size, repeats, world, selected; /* selected: by the Python code of that formula */
+  } cases[] = {{256, 3, 1, 256},  {511, 3, 2, 128},  {600, 3, 3, 170}, {1000, 4, 7, 109},
+               {1281, 3, 8, 160}, {1535, 2, 6, 213}, {600, 1, 5, 102}};
+  for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+    const int size = cases[k].size, repeats = cases[k].repeats, world = cases[k].world;
+    ii_error err = {0};
+    ii_dataset *d, *before = set;
+    char path[600];
+    snprintf(path, sizeof path, "%s/long.txt", root);
+    FILE *f = fopen(path, "w");
+    for (int i = 0; i < size; i++) fprintf(f, "%d.jpg %d\n", i, i % 2);
+    fclose(f);
+    assert_int_equal(ii_dataset_open_list(path, root, 0, &d, &err), II_OK);
+    set = d;
+    int64_t *order = malloc((size_t)size * sizeof *order), *keys = malloc((size_t)size * 8);
+    const int64_t total = ((int64_t)size * repeats + world - 1) / world * world;
+    int64_t *list = malloc((size_t)total * sizeof *list);
+    ii_sampler *s = make((ii_sampling){.kind = II_SAMPLE_REPEATED, .repeats = 1}, 1, 0, 1, false);
+    const int64_t known = epoch_of(s, 2, order);
+    ii_sampler_free(s);
+    assert_int_equal(known, size / 256 * 256);
+    for (int64_t i = 0; i < total; i++) {
+      const int64_t at = i % ((int64_t)size * repeats) / repeats;
+      list[i] = at < known ? order[at] : -1; /* of no use to anybody */
+    }
+    for (int64_t rank = 0; rank < world; rank++)
+      for (int drop = 0; drop < 2; drop++) {
+        s = make((ii_sampling){.kind = II_SAMPLE_REPEATED, .repeats = repeats}, 9, rank, world,
+                 drop);
+        const int64_t n = epoch_of(s, 2, keys);
+        assert_int_equal(n, drop ? cases[k].selected / 9 * 9 : cases[k].selected);
+        for (int64_t i = 0; i < n; i++) assert_int_equal(keys[i] % size, list[rank + i * world]);
+        ii_sampler_free(s);
+      }
+    free(order);
+    free(keys);
+    free(list);
+    ii_dataset_free(d);
+    set = before;
+  }
+}
+
 static void test_balanced(void **state) {
   const double balances[] = {0, 0.5, 1};
   const int epochs = 2000;
@@ -369,11 +417,17 @@ static void test_settings(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_all),           cmocka_unit_test(test_all_is_uniform),
-      cmocka_unit_test(test_fixed),         cmocka_unit_test(test_repeated),
-      cmocka_unit_test(test_balanced),      cmocka_unit_test(test_entry_anywhere),
-      cmocka_unit_test(test_ranks_are_one), cmocka_unit_test(test_loader),
-      cmocka_unit_test(test_copies_differ), cmocka_unit_test(test_settings),
+      cmocka_unit_test(test_all),
+      cmocka_unit_test(test_all_is_uniform),
+      cmocka_unit_test(test_fixed),
+      cmocka_unit_test(test_repeated),
+      cmocka_unit_test(test_repeated_is_timms),
+      cmocka_unit_test(test_balanced),
+      cmocka_unit_test(test_entry_anywhere),
+      cmocka_unit_test(test_ranks_are_one),
+      cmocka_unit_test(test_loader),
+      cmocka_unit_test(test_copies_differ),
+      cmocka_unit_test(test_settings),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }
