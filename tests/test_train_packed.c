@@ -1,5 +1,5 @@
-/* Training on packs and with the samplers, stopped in mid-epoch and gone on with: the same weights
- * to the bit; skip lists named in the configuration. */
+/* Training on packs, with a crop index and with the samplers, stopped in mid-epoch and gone on
+ * with: the same weights to the bit; skip lists named in the configuration. */
 #include "train_fixture.h"
 #include "data/pack.h"
 #include "data/scan.h"
@@ -79,6 +79,44 @@ static void test_packed_is_the_folder(void **state) {
   fixture_same_weights(last("folder"), last("memory"));
 }
 
+/* Of the folder as it is, but for one image that was another one then. */
+static void make_crop_index(void) {
+  const char *path = fixture_path("data/train/class_2/03.jpg");
+  ii_error err = {0};
+  ii_dataset *d;
+  ii_scan_options o = {0};
+  ii_scan_report r;
+  ii_crop_summary x;
+  fixture_image(path, 1, 77);
+  assert_int_equal(ii_dataset_open_folder(fixture_path("data/train"), NULL, &d, &err), II_OK);
+  if (ii_crop_writer_new(d, fixture_path("data/train.crops"), &o.crops, &err) != II_OK ||
+      ii_scan(d, &o, &r, &err) != II_OK || ii_crop_writer_finish(o.crops, &x, &err) != II_OK)
+    fail_msg("%s", err.text);
+  assert_int_equal(x.entries, 24);
+  ii_crop_writer_free(o.crops);
+  ii_scan_free(&r);
+  ii_dataset_free(d);
+  fixture_image(path, 2, 3);
+}
+
+static void test_crop_index_is_the_folder(void **state) {
+  ii_config cfg;
+  make_crop_index();
+  load_config(&cfg, "folder2");
+  run(&cfg, NULL);
+  load_config(&cfg, "crops");
+  set_key(&cfg, "data.crop_index=train.crops");
+  set_key(&cfg, "train.max_steps=8");
+  run(&cfg, NULL);
+  assert_non_null(strstr(said, "data.crop_index: 24 of 24 images have an entry"));
+  const char *changed = strstr(said, "class_2/03.jpg has changed since the crop index was made");
+  assert_true(changed && !strstr(strchr(changed, '\n'), "has changed since")); /* once */
+  set_key(&cfg, "train.max_steps=0");
+  set_key(&cfg, "data.workers=1");
+  run(&cfg, "auto");
+  fixture_same_weights(last("folder2"), last("crops"));
+}
+
 static void test_samplers_resume(void **state) {
   static const char *const samplers[] = {"fixed", "repeated", "balanced"};
   for (int i = 0; i < 3; i++) {
@@ -139,6 +177,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_packed_is_the_folder),
       cmocka_unit_test(test_samplers_resume),
+      cmocka_unit_test(test_crop_index_is_the_folder),
       cmocka_unit_test(test_skip_list_key),
   };
   return cmocka_run_group_tests(tests, fixture_make, fixture_remove);
