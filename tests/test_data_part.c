@@ -600,10 +600,26 @@ static void test_damaged_files(void **state) {
   ii_decoder_free(d);
 }
 
-/* An index of another file, or nonsense of any kind; the new size. */
-static int64_t spoil(ii_rng *rng, uint8_t *index, int64_t n) {
+/* Makes every row of the index the same `bits` bits of the scan: more than there are in all. */
+static void repeat_rows(uint8_t *index, int64_t n, int64_t bits) {
+  ii_jpeg_index x;
+  assert_true(ii_jpeg_index_open(index, n, &x));
+  uint8_t *p = index + 8;
+  const int64_t length = bits / x.pieces < UINT16_MAX ? bits / x.pieces : UINT16_MAX;
+  for (int64_t row = 0; row < x.rows; row++) {
+    memset(p, 0, 4), p += 4;
+    for (int64_t i = 0; i < x.pieces; i++, p += 2 + 2 * x.components)
+      p[0] = (uint8_t)length, p[1] = (uint8_t)(length >> 8);
+  }
+}
+
+/* An index of another file, or nonsense of any kind, for one of `bytes` bytes; the new size. */
+static int64_t spoil(ii_rng *rng, uint8_t *index, int64_t n, int64_t bytes) {
   const int64_t at = (int64_t)ii_rng_below(rng, (uint64_t)n);
-  switch (ii_rng_below(rng, 7)) {
+  switch (ii_rng_below(rng, 8)) {
+  case 7:
+    repeat_rows(index, n, (bytes - 1000) * 8);
+    return n;
   case 0:
     return n; /* it is that of another file anyway */
   case 1:
@@ -652,7 +668,7 @@ static void test_wrong_indexes(void **state) {
     for (int i = 0; i < 300; i++, all++) {
       uint8_t *wrong = malloc((size_t)index_n), *exact;
       memcpy(wrong, index, (size_t)index_n);
-      const int64_t size = spoil(&rng, wrong, index_n);
+      const int64_t size = spoil(&rng, wrong, index_n, (int64_t)n);
       exact = malloc((size_t)size + 1);
       memcpy(exact, wrong, (size_t)size);
       exact = realloc(exact, (size_t)size ? (size_t)size : 1);
