@@ -30,7 +30,7 @@ static const char usage[] =
     "  --max-side N         make larger images smaller, to N pixels of the longer side, as JPEG\n"
     "  --quality N          quality of those JPEG images, 1..100 (default 90)\n"
     "  --no-crop-index      leave out what lets training decode only the part of an image that a\n"
-    "                       crop needs: smaller, for packs that are used for validation alone\n"
+    "                       crop needs: smaller, for packs whose images are decoded whole\n"
     "other options:\n"
     "  --images             list: a line for each image: name, class number, bytes, checksum\n"
     "  --decode             verify: decode the images too\n"
