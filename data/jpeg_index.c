@@ -1,4 +1,5 @@
 #include "data/jpeg_index.h"
+#include <endian.h>
 #include <stdlib.h>
 #include <string.h>
 #include <jerror.h>
@@ -6,7 +7,7 @@
 
 #define VERSION    1
 #define PIECE      32 /* pixels; see docs/benchmarks/data_cpu.md */
-#define HEAD       8 /* bytes in front of the rows */
+#define HEAD       8  /* bytes in front of the rows */
 #define MAX_PIXELS (INT64_C(1) << 26)
 #define MAX_SCAN   (INT64_C(1) << 28) /* bytes: bits of it are in 32 bits */
 #define MAX_DC     2047               /* of 8-bit pictures; the codes of predictors go up to it */
@@ -57,11 +58,17 @@ ii_jpeg_point ii_jpeg_index_point(const ii_jpeg_index *x, int64_t row, int64_t p
 
 /* ---- making ----------------------------------------------------------------------------------*/
 
-/* Of the next 16 bits: the length of the code they begin with (0: none), and its symbol. */
+/* Of the bits that come next: the length of the code they begin with (0: none), and its symbol. */
 typedef struct {
   uint8_t length, symbol;
 } code;
-enum { CODES = 1 << 16 };
+enum { CODES = 1 << 16, SHORT = 10, SHORT_CODES = 1 << SHORT };
+
+/* By 16 bits, and once more by 10 for the codes up to that length, nearly all: these stay in the
+ * cache. */
+typedef struct {
+  code all[CODES], brief[SHORT_CODES];
+} table;
 
 /* What must survive a longjmp. */
 typedef struct {
@@ -69,11 +76,11 @@ typedef struct {
   struct jpeg_error_mgr errors;
   jmp_buf jump;
   bool no_memory;
-  code *codes[2 * NUM_HUFF_TBLS]; /* [CODES] each, of DC then AC tables; NULL if not used */
-  uint8_t *data;                  /* the scan without the zero bytes behind 0xff, and 8 more */
-  int64_t size;                   /* bytes of it */
-  int64_t bit;                    /* next of them */
-  int64_t place, escaped;         /* byte of data that was last asked for; how many 0xff before */
+  table *tables[2 * NUM_HUFF_TBLS]; /* DC then AC tables; NULL if not used */
+  uint8_t *data;                    /* the scan without the zero bytes behind 0xff, and 8 more */
+  int64_t size;                     /* bytes of it */
+  int64_t bit;                      /* next of them */
+  int64_t place, escaped;           /* byte of data that was last asked for; how many 0xff before */
   int dc[3];
   uint8_t *index;
   int64_t n;
@@ -117,63 +124,59 @@ static bool read_scan(maker *m) {
 }
 
 /* False if the lengths are not those of a code. */
-static bool make_codes(maker *m, int i, const JHUFF_TBL *table) {
-  if (m->codes[i]) return true;
-  m->codes[i] = get_memory(m, CODES * (int64_t)sizeof(code));
-  memset(m->codes[i], 0, CODES * sizeof(code));
+static bool make_table(maker *m, int i, const JHUFF_TBL *in) {
+  if (m->tables[i]) return true;
+  table *t = m->tables[i] = get_memory(m, sizeof *t);
+  memset(t, 0, sizeof *t);
   int64_t at = 0, k = 0;
   for (int length = 1; length <= 16; length++)
-    for (int c = 0; c < table->bits[length]; c++, k++) {
+    for (int c = 0; c < in->bits[length]; c++, k++) {
       const int64_t span = CODES >> length;
       if (k >= 256 || at + span >= CODES) return false; /* all ones is no code */
-      for (int64_t s = 0; s < span; s++, at++)
-        m->codes[i][at] = (code){(uint8_t)length, table->huffval[k]};
+      for (int64_t s = 0; s < span; s++, at++) t->all[at] = (code){(uint8_t)length, in->huffval[k]};
     }
+  for (int64_t s = 0; s < SHORT_CODES; s++) {
+    const code c = t->all[s << (16 - SHORT)];
+    if (c.length <= SHORT) t->brief[s] = c;
+  }
   return true;
 }
 
-/* The next n <= 16 bits; behind the data there are zeros, and what was read there is found at the
- * end. */
-static unsigned peek(const maker *m, int n) {
-  const uint8_t *p = m->data + (m->bit >> 3);
-  const uint32_t word = (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-  return word << (m->bit & 7) >> 16 >> (16 - n);
-}
-
-/* A symbol; -1: none. */
-static int next_symbol(maker *m, const code *codes) {
+/* A code and the number that follows it, of as many bits as the lowest four of the code's symbol
+ * say: those that begin with 0 are negative. Returns the symbol, -1 if there is no such code. Bits
+ * behind the data are zeros; that they were used is found at the end. */
+static int next(maker *m, const table *t, int *number) {
   if (m->bit >= m->size * 8) return -1;
-  const code c = codes[peek(m, 16)];
-  m->bit += c.length;
-  return c.length ? c.symbol : -1;
-}
-
-/* A number of n bits: those that begin with 0 are negative. */
-static int next_number(maker *m, int n) {
-  if (n == 0 || m->bit >= m->size * 8) return 0;
-  const int v = (int)peek(m, n);
-  m->bit += n;
-  return v >> (n - 1) ? v : v - (1 << n) + 1;
+  uint64_t bits;
+  memcpy(&bits, m->data + (m->bit >> 3), sizeof bits);
+  bits = be64toh(bits) << (m->bit & 7); /* 57 of them are good, 31 the most that are needed */
+  code c = t->brief[bits >> (64 - SHORT)];
+  if (!c.length) c = t->all[bits >> 48];
+  if (!c.length) return -1;
+  const int n = c.symbol & 15;
+  const int v = n ? (int)(bits << c.length >> (64 - n)) : 0;
+  *number = n && !(v >> (n - 1)) ? v - (1 << n) + 1 : v;
+  m->bit += c.length + n;
+  return c.symbol;
 }
 
 /* The next block against the library's. */
 static bool same_block(maker *m, const jpeg_component_info *c, const JCOEF *wanted) {
   static const uint8_t natural[DCTSIZE2] = II_JPEG_ZIGZAG;
   JCOEF found[DCTSIZE2] = {0};
-  const code *ac = m->codes[NUM_HUFF_TBLS + c->ac_tbl_no];
-  const int n = next_symbol(m, m->codes[c->dc_tbl_no]);
-  if (n < 0 || n > 15) return false;
-  int *dc = &m->dc[c->component_index];
-  *dc += next_number(m, n);
+  int number, *dc = &m->dc[c->component_index];
+  const int size = next(m, m->tables[c->dc_tbl_no], &number);
+  if (size < 0 || size > 15) return false;
+  *dc += number;
   if (*dc < -MAX_DC || *dc > MAX_DC) return false;
   found[0] = (JCOEF)*dc;
   for (int k = 1; k < DCTSIZE2; k++) {
-    const int symbol = next_symbol(m, ac);
+    const int symbol = next(m, m->tables[NUM_HUFF_TBLS + c->ac_tbl_no], &number);
     if (symbol == 0) break; /* the block's end */
     const int zeros = symbol >> 4, bits = symbol & 15;
     if (symbol < 0 || (bits == 0 && zeros != 15) || k + zeros >= DCTSIZE2) return false;
     k += zeros;
-    if (bits) found[natural[k]] = (JCOEF)next_number(m, bits);
+    found[natural[k]] = (JCOEF)number;
   }
   return memcmp(found, wanted, sizeof found) == 0;
 }
@@ -238,8 +241,8 @@ static bool make(maker *m, const uint8_t *bytes, int64_t size) {
   if (!read_scan(m)) return false;
   for (int i = 0; i < j->num_components; i++) {
     const jpeg_component_info *c = &j->comp_info[i];
-    if (!make_codes(m, c->dc_tbl_no, j->dc_huff_tbl_ptrs[c->dc_tbl_no]) ||
-        !make_codes(m, NUM_HUFF_TBLS + c->ac_tbl_no, j->ac_huff_tbl_ptrs[c->ac_tbl_no]))
+    if (!make_table(m, c->dc_tbl_no, j->dc_huff_tbl_ptrs[c->dc_tbl_no]) ||
+        !make_table(m, NUM_HUFF_TBLS + c->ac_tbl_no, j->ac_huff_tbl_ptrs[c->ac_tbl_no]))
       return false;
   }
   const int64_t piece = PIECE / g.mcu_w, pieces = (g.columns + piece - 1) / piece;
@@ -265,7 +268,7 @@ ii_status ii_jpeg_index_make(const uint8_t *jpeg, int64_t size, uint8_t **index,
     free(m->index);
   jpeg_destroy_decompress(&m->jpeg);
   const bool no_memory = m->no_memory;
-  for (int i = 0; i < 2 * NUM_HUFF_TBLS; i++) free(m->codes[i]);
+  for (int i = 0; i < 2 * NUM_HUFF_TBLS; i++) free(m->tables[i]);
   free(m->data);
   free(m);
   return no_memory ? ii_error_set(err, II_ERR_MEMORY, "no memory for a crop index") : II_OK;
