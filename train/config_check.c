@@ -101,7 +101,8 @@ static ii_status check_data(const ii_config *cfg, ii_error *err) {
     return ii_error_set(err, II_ERR_ARG, "data.in_memory goes with data.format = packed");
   if (*cfg->data.crop_index && cfg->data.format == ii_data_format_packed)
     return ii_error_set(err, II_ERR_ARG,
-                        "data.crop_index is for images that are files; packs have their own");
+                        "data.crop_index is for images that are files, packs have their own; "
+                        "--set data.crop_index= switches it off");
   if (cfg->data.batch_size == 1 && cfg->data.img_size <= 32 && !cfg->model.use_clip_projector)
     return ii_error_set(err, II_ERR_ARG,
                         "data.batch_size = 1 with data.img_size = %lld gives the batch norm of the "
