@@ -8,8 +8,11 @@
 static const struct {
   const char *option;
   ii_source_kind kind;
-} kinds[] = {
-    {"--folder", II_SOURCE_FOLDER}, {"--list", II_SOURCE_LIST}, {"--packed", II_SOURCE_PACKED}};
+} kinds[] = {{"--folder", II_SOURCE_FOLDER},
+             {"--list", II_SOURCE_LIST},
+             {"--packed", II_SOURCE_PACKED},
+             {"--imagenet-val", II_SOURCE_IMAGENET_VAL},
+             {"--inat", II_SOURCE_INAT}};
 enum { KINDS = sizeof kinds / sizeof *kinds };
 
 const char *ii_source_help(void) {

@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "data/crop_index.h"
+#include "data/jpeg_index.h"
 #include "data/loader.h"
 #include "data/pack.h"
 #include "data/sample_draw.h"
@@ -616,6 +617,52 @@ static void test_program(void **state) {
   assert_true(same_file(in_root("cli.crops"), in_root("set.crops")));
 }
 
+/* Each image has what a fresh index of its file has. */
+static void check_entries(ii_dataset *d, const char *crop_index, int64_t want) {
+  ii_bytes file = {0}, b = {0};
+  const uint8_t *bytes;
+  int64_t n, found = 0;
+  use(d, crop_index);
+  for (int64_t i = 0; i < ii_dataset_size(d); i++) {
+    ii_error err = {0};
+    uint8_t *index;
+    int64_t index_n;
+    assert_int_equal(ii_dataset_read(d, i, &file, &bytes, &n, &err), II_OK);
+    if (ii_dataset_crop_index(d, i, bytes, n, &b) != II_CROP_INDEX_FOUND) continue;
+    assert_int_equal(ii_jpeg_index_make(bytes, n, &index, &index_n, &err), II_OK);
+    assert_true(index_n == b.size && !memcmp(index, b.data, (size_t)index_n));
+    free(index);
+    found++;
+  }
+  assert_int_equal(found, want);
+  ii_bytes_free(&file);
+  ii_bytes_free(&b);
+  ii_dataset_free(d);
+}
+
+/* iNaturalist and the flat folder of ImageNet, by their own names. */
+static void test_layouts(void **state) {
+  static const char inat[] =
+      "{\"images\": [{\"id\": 7, \"file_name\": \"set/c/1.jpg\"}, {\"id\": 3, \"file_name\": "
+      "\"set/a/4.png\"}, {\"id\": 4, \"file_name\": \"set/b/0.jpg\"}], \"categories\": [{\"id\": "
+      "12, \"name\": \"x\"}, {\"id\": 5, \"name\": \"y\"}], \"annotations\": [{\"id\": 0, "
+      "\"image_id\": 7, \"category_id\": 12}, {\"id\": 1, \"image_id\": 3, \"category_id\": 5}, "
+      "{\"id\": 2, \"image_id\": 4, \"category_id\": 12}]}";
+  ii_error err = {0};
+  ii_dataset *d;
+  put(in_root("train2018.json"), inat, sizeof inat - 1);
+  assert_int_equal(shell("scan --inat train2018.json --crop-index inat.crops --quiet"), 0);
+  assert_int_equal(ii_dataset_open_inat(in_root("train2018.json"), NULL, root, &d, &err), II_OK);
+  check_entries(d, in_root("inat.crops"), 2);
+  put(in_root("truth.txt"), "0 n02000000\n1 n01000000\n", 24);
+  assert_int_equal(shell("cp set/b/0.jpg set/b/0.JPEG; cp set/b/1.jpg set/b/1.JPEG"), 0);
+  assert_int_equal(shell("scan --imagenet-val set/b --truth truth.txt --crop-index val.crops"), 0);
+  assert_int_equal(ii_dataset_open_imagenet_val(in_root("set/b"), in_root("truth.txt"), &d, &err),
+                   II_OK);
+  check_entries(d, in_root("val.crops"), 2);
+  assert_int_equal(shell("rm set/b/0.JPEG set/b/1.JPEG"), 0);
+}
+
 static pid_t start_scan(void) {
   const pid_t child = fork();
   if (child != 0) return child;
@@ -736,12 +783,13 @@ static void test_other_programs(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_same_batches),  cmocka_unit_test(test_file),
-      cmocka_unit_test(test_order),         cmocka_unit_test(test_changed_images),
-      cmocka_unit_test(test_damaged_files), cmocka_unit_test(test_damaged_entries),
-      cmocka_unit_test(test_wrong_files),   cmocka_unit_test(test_lists),
-      cmocka_unit_test(test_program),       cmocka_unit_test(test_killed),
-      cmocka_unit_test(test_key),           cmocka_unit_test(test_other_programs),
+      cmocka_unit_test(test_same_batches),   cmocka_unit_test(test_file),
+      cmocka_unit_test(test_order),          cmocka_unit_test(test_changed_images),
+      cmocka_unit_test(test_damaged_files),  cmocka_unit_test(test_damaged_entries),
+      cmocka_unit_test(test_wrong_files),    cmocka_unit_test(test_lists),
+      cmocka_unit_test(test_program),        cmocka_unit_test(test_layouts),
+      cmocka_unit_test(test_killed),         cmocka_unit_test(test_key),
+      cmocka_unit_test(test_other_programs),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }
