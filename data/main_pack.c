@@ -267,9 +267,10 @@ static ii_status verify_index(const ii_dataset *d, int64_t i, const uint8_t *byt
   char path[II_PATH_MAX];
   ii_dataset_path(d, i, path);
   return same ? II_OK
-              : ii_error_set(err, II_ERR_FORMAT,
-                             "'%s' has a crop index that is not its own; pack the data set again",
-                             path);
+              : ii_error_set(
+                    err, II_ERR_FORMAT,
+                    "'%s' has another crop index than is made of it now; pack the data set again",
+                    path);
 }
 
 static void verify_one(void *context, int thread, int64_t i) {
