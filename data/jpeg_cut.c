@@ -17,7 +17,7 @@
 #include "data/jpeg_index.h"
 
 #define HEADER_BYTES 4096 /* more than all markers in front of the scan */
-#define SQUARE_BYTES 128  /* more than a square that is made up: 10 blocks of 4 bytes */
+#define SQUARE_BYTES 128  /* more than a square that is made up: 10 blocks of 44 bits, stuffed */
 #define MIN_COLUMNS  16   /* of narrower colours the library's upsampling is another */
 /* Bytes behind the picture's end that let the library take its faster way to the last square: it
  * asks for 512 per block. */
@@ -285,9 +285,11 @@ bool ii_jpeg_grid_of(const struct jpeg_decompress_struct *j, ii_jpeg_grid *g) {
   /* newer libraries also read 12 bits per value, and lossless files, which say other things here */
   if (j->data_precision != 8 || j->Ss != 0 || j->Se != DCTSIZE2 - 1 || j->Ah != 0 || j->Al != 0)
     return false;
+  int blocks = 0; /* of a square */
   for (int i = 0; i < j->num_components; i++) {
     const jpeg_component_info *c = &j->comp_info[i];
     if (j->cur_comp_info[i] != c) return false;
+    blocks += c->h_samp_factor * c->v_samp_factor;
     if (c->quant_tbl_no < 0 || c->quant_tbl_no >= NUM_QUANT_TBLS || c->dc_tbl_no < 0 ||
         c->dc_tbl_no >= NUM_HUFF_TBLS || c->ac_tbl_no < 0 || c->ac_tbl_no >= NUM_HUFF_TBLS)
       return false;
@@ -296,6 +298,8 @@ bool ii_jpeg_grid_of(const struct jpeg_decompress_struct *j, ii_jpeg_grid *g) {
       return false;
   }
   const bool one = j->num_components == 1; /* then an MCU is a block, whatever the factors */
+  /* the library looks at this only when it begins to decode */
+  if (!one && blocks > D_MAX_BLOCKS_IN_MCU) return false;
   g->mcu_w = one ? DCTSIZE : DCTSIZE * j->max_h_samp_factor;
   g->mcu_h = one ? DCTSIZE : DCTSIZE * j->max_v_samp_factor;
   g->columns = (j->image_width + g->mcu_w - 1) / g->mcu_w;

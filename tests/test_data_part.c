@@ -699,6 +699,69 @@ static void test_wrong_indexes(void **state) {
   ii_decoder_free(d);
 }
 
+/* A header of 3 colours, each 4 x 4 blocks of a square (10 of all is the most that the library
+ * decodes), with codes of 16 bits for what a made-up square consists of; the new size. */
+static int64_t put_many_blocks(uint8_t *out, int w, int h) {
+  uint8_t *p = out;
+  const uint8_t sof[] = {0xff,       0xd8,
+                         0xff,       0xc1,
+                         0,          17,
+                         8,          (uint8_t)(h >> 8),
+                         (uint8_t)h, (uint8_t)(w >> 8),
+                         (uint8_t)w, 3,
+                         1,          0x44,
+                         0,          2,
+                         0x44,       0,
+                         3,          0x44,
+                         0};
+  const uint8_t sos[] = {0xff, 0xda, 0, 12, 3, 1, 0, 2, 0, 3, 0, 0, 63, 0, 0, 0, 0xff, 0xd9};
+  memcpy(p, sof, sizeof sof), p += sizeof sof;
+  memcpy(p, "\xff\xdb\0\x43", 5), p += 5; /* quantisers of 1 */
+  memset(p, 1, 64), p += 64;
+  for (int ac = 0; ac < 2; ac++) {
+    memcpy(p, "\xff\xc4\0\x23", 4), p += 4; /* a code of each length, 0 the last one */
+    *p++ = (uint8_t)(ac << 4);
+    memset(p, 1, 16), p += 16;
+    for (int i = 1; i <= 16; i++) *p++ = (uint8_t)(i % 16);
+  }
+  memcpy(p, sos, sizeof sos);
+  return p + sizeof sos - out;
+}
+
+/* Made-up squares of more blocks than there can be do not fit where they are written: such files
+ * are left to the library, which refuses them. */
+static void test_many_blocks(void **state) {
+  enum {
+    W = 128,
+    H = 32000,
+    ROWS = H / 32,
+    PIECES = W / 32,
+    INDEX = 8 + ROWS * (4 + PIECES * 8) + 4
+  };
+  static uint8_t file[1000];
+  const int64_t n = put_many_blocks(file, W, H);
+  ii_decoder *d = NULL;
+  ii_error err = {0};
+  ii_image part = {0};
+  ii_box at;
+  int64_t w, h;
+  uint8_t *index = calloc(1, INDEX); /* no bits in any row */
+  assert_int_equal(ii_decoder_new(&d, &err), II_OK);
+  memcpy(index, (uint8_t[]){1, 1, 3, 0, (uint8_t)ROWS, ROWS >> 8, PIECES, 0}, 8);
+  ii_jpeg_index x;
+  assert_true(ii_jpeg_index_open(index, INDEX, &x) && x.rows == ROWS && x.columns == PIECES);
+  const ii_decode_options o = {.allow_truncated = true};
+  assert_int_equal(ii_image_open(d, file, n, &o, &w, &h, &err), II_OK);
+  assert_true(w == W && h == H);
+  ii_image_use_index(d, index, INDEX);
+  assert_int_equal(ii_image_read(d, (ii_box){.left = 70, .w = 20, .h = H}, &part, &at, &err),
+                   II_ERR_FORMAT);
+  assert_false(was_cut(d));
+  free(index);
+  ii_image_free(&part);
+  ii_decoder_free(d);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_parts),         cmocka_unit_test(test_truncated),
@@ -706,7 +769,7 @@ int main(void) {
       cmocka_unit_test(test_small_cuts),    cmocka_unit_test(test_extreme_cuts),
       cmocka_unit_test(test_full_table),    cmocka_unit_test(test_no_index),
       cmocka_unit_test(test_strange_scans), cmocka_unit_test(test_damaged_files),
-      cmocka_unit_test(test_wrong_indexes),
+      cmocka_unit_test(test_wrong_indexes), cmocka_unit_test(test_many_blocks),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
