@@ -1,5 +1,5 @@
 /* Packs: the same images and the same batches as the folder they were made of, at several thread
- * counts and in mid-epoch; damage anywhere; killed while packing; memory shared by processes. */
+ * counts and in mid-epoch; damage anywhere; memory shared by processes. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -12,7 +12,6 @@
 #include <cmocka.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 #include "autograd/rng.h"
 #include "data/checksum.h"
@@ -585,121 +584,7 @@ static void test_foreign_shard(void **state) {
   ii_bytes_free(&whole);
 }
 
-/* ---- killed ----------------------------------------------------------------------------------*/
-
-/* A writer, in a process of its own, dies just before its nth step: an array put into a file,
- * a file synced, renamed or removed. 0: it lives on. */
-static int steps_left;
-
-static void step(void) {
-  if (steps_left > 0 && --steps_left == 0) kill(getpid(), SIGKILL);
-}
-
-int __real_fsync(int fd);
-int __real_rename(const char *from, const char *to);
-int __real_unlink(const char *path);
-ii_status __real_ii_pack_h5_put(ii_pack_file *f, const char *name, ii_pack_type type,
-                                const void *data, int64_t n, bool summed, ii_error *err);
-int __wrap_fsync(int fd);
-int __wrap_rename(const char *from, const char *to);
-int __wrap_unlink(const char *path);
-ii_status __wrap_ii_pack_h5_put(ii_pack_file *f, const char *name, ii_pack_type type,
-                                const void *data, int64_t n, bool summed, ii_error *err);
-
-int __wrap_fsync(int fd) {
-  step();
-  return __real_fsync(fd);
-}
-
-int __wrap_rename(const char *from, const char *to) {
-  step();
-  return __real_rename(from, to);
-}
-
-int __wrap_unlink(const char *path) {
-  step();
-  return __real_unlink(path);
-}
-
-ii_status __wrap_ii_pack_h5_put(ii_pack_file *f, const char *name, ii_pack_type type,
-                                const void *data, int64_t n, bool summed, ii_error *err) {
-  step();
-  return __real_ii_pack_h5_put(f, name, type, data, n, summed, err);
-}
-
-/* Packs the folder without crop indexes, two shards of them; dies before its nth step. */
-static pid_t start_writer(const char *path, int n) {
-  const pid_t child = fork();
-  if (child != 0) return child;
-  ii_pack_result r;
-  ii_error e = {0};
-  const ii_pack_options o = {.shard_bytes = 1, .threads = 2, .no_crop_index = true};
-  steps_left = n;
-  _exit(ii_pack_write(folder, path, &o, &r, &e) == II_OK ? 0 : 1);
-}
-
-typedef enum { NO_PACK, OLD_PACK, NEW_PACK } what_is_there;
-
-/* The writer's end; true if it was not killed. */
-static bool finished(pid_t child) {
-  int status;
-  assert_int_equal(waitpid(child, &status, 0), child);
-  assert_true(WIFEXITED(status) ? WEXITSTATUS(status) == 0 : WTERMSIG(status) == SIGKILL);
-  return WIFEXITED(status);
-}
-
-/* The old pack has crop indexes. */
-static what_is_there look_at(const char *path) {
-  ii_error err = {0};
-  ii_dataset *d;
-  int64_t bytes;
-  if (access(path, F_OK) != 0) return NO_PACK;
-  if (ii_dataset_open_packed(path, false, &d, &err) != II_OK) fail_msg("%s", err.text);
-  check_same(d);
-  const bool is_new = ii_dataset_packed_indexes(d, &bytes) == 0;
-  ii_dataset_free(d);
-  return is_new ? NEW_PACK : OLD_PACK;
-}
-
-/* Before every step there is, and at other moments of which it does not matter which they are:
- * what was there before is there, or the whole new pack. */
-static void test_killed(void **state) {
-  enum { MOMENTS = 20 };
-  char keep[600];
-  strcpy(keep, in_root("killed.h5"));
-  for (int old = 0; old < 2; old++) {
-    const what_is_there before = old ? OLD_PACK : NO_PACK;
-    struct timespec begin, end;
-    int halfway = 0, named = 0, n = 1;
-    for (bool done = false; !done; n++) {
-      unlink(keep);
-      if (old) make(folder, keep, 0);
-      clock_gettime(CLOCK_MONOTONIC, &begin);
-      done = finished(start_writer(keep, n));
-      clock_gettime(CLOCK_MONOTONIC, &end);
-      const what_is_there now = look_at(keep);
-      if (now == before)
-        assert_int_equal(named, 0), halfway++;
-      else
-        assert_int_equal(now, NEW_PACK), named++;
-    }
-    assert_true(n > 25 && halfway > 20 && named > 2); /* 11 arrays in each of two shards */
-    const double whole =
-        (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
-    for (int k = 0; k < MOMENTS; k++) {
-      unlink(keep);
-      if (old) make(folder, keep, 0);
-      const pid_t child = start_writer(keep, 0);
-      usleep((useconds_t)(whole * 1e6 * k / MOMENTS));
-      kill(child, SIGKILL);
-      const bool done = finished(child);
-      const what_is_there now = look_at(keep);
-      assert_true(done ? now == NEW_PACK : now == NEW_PACK || now == before);
-    }
-  }
-  make(folder, keep, 0); /* leaves nothing of the killed ones behind */
-  assert_int_equal(count_files("killed"), 2);
-}
+/* ---- what is refused -------------------------------------------------------------------------*/
 
 /* Packs of other versions are refused with what to do about it. */
 static void test_versions(void **state) {
@@ -829,10 +714,9 @@ int main(void) {
       cmocka_unit_test(test_list_with_places), cmocka_unit_test(test_same_batches),
       cmocka_unit_test(test_smaller),          cmocka_unit_test(test_orientation_stays),
       cmocka_unit_test(test_damaged_packs),    cmocka_unit_test(test_foreign_shard),
-      cmocka_unit_test(test_killed),           cmocka_unit_test(test_errors),
-      cmocka_unit_test(test_versions),         cmocka_unit_test(test_shared_memory),
-      cmocka_unit_test(test_crop_indexes),     cmocka_unit_test(test_no_crop_index),
-      cmocka_unit_test(test_damaged_index),
+      cmocka_unit_test(test_errors),           cmocka_unit_test(test_versions),
+      cmocka_unit_test(test_shared_memory),    cmocka_unit_test(test_crop_indexes),
+      cmocka_unit_test(test_no_crop_index),    cmocka_unit_test(test_damaged_index),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }
