@@ -45,8 +45,8 @@ typedef struct ii_crop_writer ii_crop_writer;
 
 /* Begins a file for the data set, which must outlive the writer, under the temporary name
  * `path`.tmp. Memory: 100 MiB at most for indexes on their way to the disk, and about 60 bytes per
- * image. Errors: II_ERR_ARG (a pack; path too long), II_ERR_IO (another process writes it),
- * II_ERR_MEMORY. */
+ * image. Errors: II_ERR_ARG (a pack; path too long), II_ERR_IO (another process writes it, or
+ * it is a folder), II_ERR_MEMORY. */
 ii_status ii_crop_writer_new(const ii_dataset *dataset, const char *path, ii_crop_writer **writer,
                              ii_error *err);
 

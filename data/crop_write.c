@@ -138,6 +138,7 @@ static ii_status lock_temporary(ii_crop_writer *w, ii_error *err) {
 }
 
 static ii_status prepare(ii_crop_writer *w, const char *path, ii_error *err) {
+  struct stat there;
   w->lock_made = pthread_mutex_init(&w->lock, NULL) == 0;
   w->moved_made = pthread_cond_init(&w->moved, NULL) == 0;
   if (!w->lock_made || !w->moved_made)
@@ -149,6 +150,9 @@ static ii_status prepare(ii_crop_writer *w, const char *path, ii_error *err) {
   snprintf(w->path, sizeof w->path, "%s", path);
   if (snprintf(w->temporary, sizeof w->temporary, "%s.tmp", path) >= (int)sizeof w->temporary)
     return ii_error_set(err, II_ERR_ARG, "the path '%.200s...' is too long", path);
+  /* else it would be found out after the last image */
+  if (stat(path, &there) == 0 && S_ISDIR(there.st_mode))
+    return ii_error_set(err, II_ERR_IO, "cannot write the crop index '%s': it is a folder", path);
   II_TRY(lock_temporary(w, err));
   return ii_pack_h5_create(&w->file, w->temporary, err);
 }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include "data/scan.h"
@@ -55,7 +56,8 @@ static ii_status parse(command *c, int argc, char **argv, ii_error *err) {
     } else if (!strcmp(name, "--allow-truncated")) {
       c->options.decode.allow_truncated = true;
     } else if (!strcmp(name, "--out") || !strcmp(name, "--crop-index")) {
-      if (i + 1 >= argc) return ii_error_set(err, II_ERR_ARG, "%s needs a value", name);
+      if (i + 1 >= argc || !*argv[i + 1])
+        return ii_error_set(err, II_ERR_ARG, "%s needs a value", name);
       *(name[2] == 'o' ? &c->out : &c->crop_index) = argv[++i];
     } else if (!strcmp(name, "--threads") || !strcmp(name, "--max-pixels")) {
       char *end = "";
@@ -74,6 +76,21 @@ static ii_status parse(command *c, int argc, char **argv, ii_error *err) {
     }
   }
   return II_OK;
+}
+
+/* Whether two files, there or not, have the same name in the same folder. */
+static bool same_file(const char *a, const char *b) {
+  struct stat in[2];
+  const char *paths[] = {a, b}, *names[2];
+  for (int i = 0; i < 2; i++) {
+    char folder[II_PATH_MAX] = ".";
+    const char *slash = strrchr(paths[i], '/');
+    names[i] = slash ? slash + 1 : paths[i];
+    if (slash) snprintf(folder, sizeof folder, "%.*s/", (int)(slash - paths[i]), paths[i]);
+    if (stat(folder, &in[i]) != 0) return false;
+  }
+  return !strcmp(names[0], names[1]) && in[0].st_dev == in[1].st_dev &&
+         in[0].st_ino == in[1].st_ino;
 }
 
 static double now(void) {
@@ -130,6 +147,8 @@ static ii_status finish_crop_index(const command *c, const ii_scan_report *r, ii
 
 static ii_status scan_all(command *c, const ii_dataset *d, int64_t *bad, ii_error *err) {
   ii_scan_report r;
+  if (c->out && c->crop_index && same_file(c->out, c->crop_index))
+    return ii_error_set(err, II_ERR_ARG, "--out and --crop-index are the same file, '%s'", c->out);
   if (c->crop_index) II_TRY(ii_crop_writer_new(d, c->crop_index, &c->options.crops, err));
   c->options.tick = show, c->options.context = c;
   c->total = ii_dataset_size(d);
