@@ -7,10 +7,12 @@
  *           class_names u8 (each name with a zero byte; empty if the classes have no names),
  *           shard_names u8 (likewise), shard_images i64 [shards]
  *   shard:  numbers version, id, number, images, crc32c;
- *           size u32 [images], label i32 [images], image_crc32c u32 [images], index_size u32
- *           [images], index_crc32c u32 [images], names u8 (each with a zero byte), places f32
- * [images * 3] (month, latitude, longitude; empty if there are none; NaN is missing), recoded u8
- * [images] (1: the bytes are not those of the original file), block_images i64 [blocks];
+ *           size u32 [images], label i32 [images], image_crc32c u32 [images],
+ *           index_size u32 [images], index_crc32c u32 [images],
+ *           names u8 (each with a zero byte),
+ *           places f32 [images * 3] (month, latitude, longitude; empty if there are none; NaN is
+ *           missing), recoded u8 [images] (1: the bytes are not those of the original file),
+ *           block_images i64 [blocks];
  *           block_00000 u8, ...: the images' files, one after the other, each with its crop index
  *           of index_size bytes (0: none) right behind it (data/jpeg_index.h)
  *
