@@ -1,0 +1,40 @@
+/* The table of the development variants; variants.h says what its columns are. */
+#include "bench/variants/variants.h"
+
+#define PUBLISHED "3x3, stride 1, groups of 16, 32, 64; f32, f16, bf16"
+
+bool dcn_variant_is_published(const ii_dcn_args *a) {
+  const int64_t size = (int64_t)ii_dtype_size(a->x_dtype), D = a->G > 0 ? a->C / a->G : 0;
+  const uintptr_t at = (uintptr_t)a->x | (uintptr_t)a->y | (uintptr_t)a->gy | (uintptr_t)a->gx;
+  return a->kh == 3 && a->kw == 3 && a->stride_h == 1 && a->stride_w == 1 && a->pad_h == 1 &&
+         a->pad_w == 1 && a->dil_h == 1 && a->dil_w == 1 && !a->remove_center &&
+         (D == 16 || D == 32 || D == 64) && a->x_dtype != II_F64 && a->om_dtype != II_F64 &&
+         a->N * a->H * a->W > 0 && at % 16 == 0 && a->x_row * size % 16 == 0;
+}
+
+static bool any(const ii_dcn_args *a) {
+  return true;
+}
+
+const dcn_variant dcn_variants[] = {
+    {.name = "product",
+     .idea = "the kernels that the programs use",
+     .takes = "everything",
+     .diary = "where it stands",
+     .parts = VARIANT_FORWARD | VARIANT_BACKWARD,
+     .repeats = true,
+     .f16_weights = 0x1p-22,
+     .bf16_weights = 0x1p-17,
+     .has = any,
+     .forward = ii_cuda_dcn_fwd,
+     .backward = ii_cuda_dcn_bwd},
+    {.name = "fwd_units",
+     .idea = "one-dimensional units, taps staged per warp, a predicate per corner",
+     .takes = PUBLISHED,
+     .diary = "DCN forward, version 0",
+     .parts = VARIANT_FORWARD,
+     .repeats = true,
+     .has = dcn_variant_is_published,
+     .forward = dcn_variant_fwd_units},
+};
+const int dcn_variant_count = sizeof dcn_variants / sizeof *dcn_variants;
