@@ -46,8 +46,11 @@ extern const int dcn_variant_count;
  * any layout, f32, f16 or bf16. */
 bool dcn_variant_is_published(const ii_dcn_args *a);
 
-/* fwd_units.cu */
+/* Each in the file of its name. */
 int dcn_variant_fwd_units(ii_kctx *k, const ii_dcn_args *a);
+int dcn_variant_bwd_scatter(ii_kctx *k, const ii_dcn_args *a);
+int dcn_variant_bwd_gather(ii_kctx *k, const ii_dcn_args *a);
+int dcn_variant_gx_halo3(ii_kctx *k, const ii_dcn_args *a);
 
 #ifdef __cplusplus
 }
