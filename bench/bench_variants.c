@@ -115,8 +115,7 @@ static dcn_problem solve(ii_kctx *cpu, ii_kctx *gpu, const dcn_problem *p, dcn_l
   return d;
 }
 
-/* The greatest difference of n numbers over the greatest of `want`; group_size of every `apart`
- * count. NaN counts as infinite. */
+/* The greatest difference and the greatest value of a result; NaN is an infinite difference. */
 typedef struct {
   double most, difference;
 } deviation;

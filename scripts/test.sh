@@ -80,6 +80,7 @@ part_profile() {
 }
 part_gate() {
   bash scripts/cuda_gate.sh
+  bash scripts/cuda_gate.sh --dir bench/variants
 }
 # PTX alone: what is asked here is that the programs link, start, and say that there is no GPU.
 part_cuda() {
