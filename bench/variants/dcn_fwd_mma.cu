@@ -1,0 +1,596 @@
+/* Deformable convolution, forward, as a product of matrices, for 16-bit types and the published
+ * models' windows: 3 x 3, stride, padding and dilation 1. For a tile of outputs and a group
+ *   y[u,d] = sum over the pixels p around the tile of A[u,p] x[p,d]
+ * with A[u,p] = the sum of m_k a_c over the taps k of output u that have corner c in pixel p.
+ *
+ * A is built in registers. While a tap is at most one pixel away from its place in a window without
+ * offsets, its corners are among 3 x 3 pixels known beforehand, with weights
+ *   sat(-t), sat(1 - |t|), sat(t)       t: the distance in one direction, sat: limited to [0,1]
+ * per direction, zeros included: 9 multiply-adds per tap into the 5 x 5 pixels around the output,
+ * no address, no comparison, no number read back. Taps further away are *far*: they get the weight
+ * 0 here, and the lanes that write the output add them corner by corner.
+ *
+ * Mapping: a block has 4 x 8 pixels of an image and some groups of each, a warp one group, a lane
+ * one output, whose row of A it owns.
+ *   - offsets and modulations of the block come to shared memory 16 bytes at a time where they are
+ *     aligned (the only barrier follows), the 8 x 12 pixels around, with zeros outside the image,
+ *     32 channels at a time, to the warp's part of it;
+ *   - a row of A is 8 x 8 pixels, those around the upper or lower 4 x 4 outputs. Each number is
+ * split into two of type T, their sum being good to 2^-22 (fp16) or 2^-17 (bf16) of it. fp16
+ * numbers are scaled, by output, so that the largest modulation is between 2^11 and 2^12: the sum
+ * of nine does not overflow, the second parts do not vanish;
+ *   - 16 outputs x 16 pixels x 16 channels at a time go to the tensor cores, sums in fp32, which
+ *     return through shared memory as vectors of 16 bytes.
+ * A zero of A times an infinity is NaN where the formula has no term, and a modulation may be no
+ * number: a vector whose sums contain a NaN is computed again, term by term.
+ *
+ * Bytes: x 3 times (8 x 12 pixels for 4 x 8), of which all but the first come from the caches; y,
+ * offsets and modulations once. Counts: docs/kernels.md.
+ * Limits: dcn_variant_has_fwd_mma. */
+#include <math.h>
+#include "bench/variants/variants.h"
+#include "kernels/cuda/dcn_fwd.h"
+#include "kernels/cuda/dcn_mma.h"
+
+namespace {
+
+namespace wmma = nvcuda::wmma;
+
+enum { TILE_W = 4, TILE_H = 8, UNITS = 32, EDGE = 2, TAPS = 9, ALL_TAPS = (1 << TAPS) - 1 };
+enum { AROUND_W = 8, AROUND_H = 12, AROUND = AROUND_W * AROUND_H, REACH = 5 };
+enum { MOST_GROUPS = 4 }; /* of a block */
+/* A: 16-bit numbers. A row has 64 first parts, 64 second parts, and 8 so that the rows of eight
+ * lanes lie on different banks; the lower outputs' rows begin half of all banks later, because four
+ * lanes of either half write together. */
+enum { ROW = 64, A_PITCH = 2 * ROW + 8, A_HALF = 16 * A_PITCH + 32 };
+enum { A_BYTES = 2 * (A_HALF + 16 * A_PITCH) };
+
+template <int N> constexpr int x_bytes = AROUND *ii_dcn_pitch<N> * 2;
+template <int N> constexpr int sum_pitch = N + 8; /* floats: fragments, and rows of 16 bytes */
+
+/* What an output leaves for the lanes that write it. */
+typedef struct alignas(16) {
+  unsigned far;     /* its far taps, as bits */
+  float back;       /* 1 / the factor of its row of A */
+  float most, part; /* softmax: the largest logit, 1 / the sum */
+} leftover;
+
+/* Bytes of shared memory of one warp: A, x (later the sums), leftovers. */
+template <int N> constexpr int warp_bytes = A_BYTES + x_bytes<N> + UNITS *(int)sizeof(leftover);
+
+/* One of the two places that offsets and modulations come from; bytes. */
+typedef struct {
+  const unsigned char *from; /* of the launch's first image */
+  int64_t row, image;        /* from pixel to pixel, image to image */
+  unsigned group;            /* per group, 0: nothing is there */
+  unsigned shift;            /* 2^shift threads copy a pixel's */
+} span;
+
+typedef struct {
+  const unsigned char *x;
+  unsigned char *y;
+  int64_t pixel, x_image, y_image; /* bytes from pixel to pixel, image to image of x; image of y */
+  span rows[2];
+  int H, W, G, D, gc; /* gc: groups per block */
+  unsigned chunks;
+  float scale;
+  bool softmax, wide;      /* wide: rows can be read 16 bytes at a time */
+  unsigned record, second; /* shared memory of a pixel's rows; where the second span is in it */
+  unsigned offset_group, mask_group, to_mask; /* to_mask: from a pixel's offsets, SECOND: there */
+} call;
+enum { SECOND = 0xffffffffu };
+
+/* Where a block is. */
+typedef struct {
+  int64_t image;
+  int x0, y0, g0, groups, width, height;
+} place;
+
+/* ---- Rows -------------------------------------------------------------------------------------*/
+
+/* Where a span begins in the tile's first pixel, and how far from 16 bytes that is. */
+__device__ __forceinline__ const unsigned char *begin_of(const call &t, const place &b,
+                                                         const span &s, unsigned *skew) {
+  const unsigned char *from =
+      s.from + b.image * s.image + ((int64_t)b.y0 * t.W + b.x0) * s.row + (unsigned)b.g0 * s.group;
+  *skew = t.wide ? (unsigned)(reinterpret_cast<uintptr_t>(from) & 15u) : 0u;
+  return from - *skew;
+}
+
+/* Copies `bytes` of each pixel of the tile: some neighbouring threads per pixel, a word at a time,
+ * four loads in flight. */
+template <typename word>
+__device__ __forceinline__ void copy_span(const call &t, const place &b, const span &s,
+                                          const unsigned char *from, unsigned bytes,
+                                          unsigned char *to) {
+  enum { AHEAD = 4 };
+  const unsigned step = blockDim.x >> s.shift, first = threadIdx.x & ((1u << s.shift) - 1);
+  for (unsigned at = first * sizeof(word); at < bytes; at += sizeof(word) << s.shift)
+    for (unsigned p = threadIdx.x >> s.shift; p < UNITS; p += AHEAD * step) {
+      word v[AHEAD];
+      bool there[AHEAD];
+#pragma unroll
+      for (int i = 0; i < AHEAD; i++) {
+        const unsigned pixel = p + i * step, ty = pixel / TILE_W, tx = pixel % TILE_W;
+        there[i] = (int)ty < b.height && (int)tx < b.width;
+        if (there[i])
+          v[i] =
+              __ldcs(reinterpret_cast<const word *>(from + (ty * (int64_t)t.W + tx) * s.row + at));
+      }
+#pragma unroll
+      for (int i = 0; i < AHEAD; i++) {
+        if (!there[i]) continue;
+        unsigned char *slot = to + (p + i * step) * t.record + at;
+        if constexpr (sizeof(word) == 16) { /* records are a multiple of 8 bytes, no more */
+          reinterpret_cast<uint2 *>(slot)[0] = make_uint2(v[i].x, v[i].y);
+          reinterpret_cast<uint2 *>(slot)[1] = make_uint2(v[i].z, v[i].w);
+        } else {
+          *reinterpret_cast<word *>(slot) = v[i];
+        }
+      }
+    }
+}
+
+/* The offsets and modulations of the block; to skew[] where they begin in a record's spans. */
+__device__ __forceinline__ void copy_rows(const call &t, const place &b, unsigned char *rows,
+                                          unsigned (&skew)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    skew[i] = 0;
+    if (t.rows[i].group == 0) continue;
+    const unsigned char *from = begin_of(t, b, t.rows[i], &skew[i]);
+    const unsigned bytes = skew[i] + t.rows[i].group * (unsigned)b.groups;
+    if (t.wide)
+      copy_span<uint4>(t, b, t.rows[i], from, bytes, rows + i * t.second);
+    else
+      copy_span<unsigned short>(t, b, t.rows[i], from, bytes, rows + i * t.second);
+  }
+}
+
+/* ---- A row of A -------------------------------------------------------------------------------*/
+
+/* Two numbers of type T in a word, and back; the first one in the lower half. */
+template <typename T> __device__ __forceinline__ unsigned pack(float a, float b) {
+  const ii_vec<T, 2> pair = {{ii_down<T>(a), ii_down<T>(b)}};
+  unsigned word;
+  memcpy(&word, &pair, sizeof word);
+  return word;
+}
+template <typename T> __device__ __forceinline__ void unpack(unsigned word, float *a, float *b) {
+  ii_vec<T, 2> pair;
+  memcpy((void *)&pair, &word, sizeof word);
+  *a = ii_up(pair.v[0]);
+  *b = ii_up(pair.v[1]);
+}
+
+/* n numbers of type T from p on, which may lie between two words. */
+template <typename T, int n>
+__device__ __forceinline__ void read_numbers(const unsigned char *p, float (&v)[n]) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(p);
+  const unsigned *word = reinterpret_cast<const unsigned *>(p - (at & 2u));
+  const unsigned shift = (unsigned)(at & 2u) * 8;
+  constexpr int words = n / 2 + 1; /* that many in either case, when n is odd */
+  unsigned w[words];
+#pragma unroll
+  for (int i = 0; i < words; i++) w[i] = word[i];
+#pragma unroll
+  for (int i = 0; i < n / 2; i++)
+    unpack<T>(__funnelshift_r(w[i], w[i + 1], shift), &v[2 * i], &v[2 * i + 1]);
+  if constexpr (n % 2) {
+    float beyond;
+    unpack<T>(w[n / 2] >> shift, &v[n - 1], &beyond);
+  }
+}
+
+/* Softmax of m; the order of the sum is that of the other kernels. */
+__device__ __forceinline__ void soften(float (&m)[TAPS], float *most, float *part) {
+  float e[8] = {};
+  *most = -INFINITY;
+#pragma unroll
+  for (int k = 0; k < TAPS; k++) *most = m[k] > *most ? m[k] : *most;
+#pragma unroll
+  for (int k = 0; k < TAPS; k++) {
+    m[k] = ii_dcn_exp(m[k] - *most);
+    e[k % 8] += m[k];
+  }
+  *part = 1.0f / (((e[0] + e[4]) + (e[2] + e[6])) + ((e[1] + e[5]) + (e[3] + e[7])));
+#pragma unroll
+  for (int k = 0; k < TAPS; k++) m[k] *= *part;
+}
+
+/* The power of two that modulations are multiplied with, and its reciprocal. */
+template <typename T>
+__device__ __forceinline__ float factor_of(const float (&m)[TAPS], float *back) {
+  if constexpr (std::is_same<T, ii_bf16>::value) {
+    *back = 1.0f;
+    return 1.0f;
+  }
+  float most = 0.0f;
+#pragma unroll
+  for (int k = 0; k < TAPS; k++) most = fmaxf(most, fabsf(m[k]));
+  const unsigned top = max(27u, __float_as_uint(most) >> 23); /* 2^-100: no more than that */
+  *back = __uint_as_float((top - 11u) << 23);
+  return __uint_as_float((265u - top) << 23);
+}
+
+/* Five neighbouring numbers to a row of 8 pixels, of either plane, from pixel tx on. */
+template <typename T>
+__device__ __forceinline__ void store_five(unsigned char *to, const float (&v)[REACH], int tx) {
+  const float six[6] = {v[0], v[1], v[2], v[3], v[4], 0.0f};
+  const unsigned odd = tx & 1 ? 0x5432u : 0x7654u;
+  unsigned first[3], second[3];
+#pragma unroll
+  for (int i = 0; i < 3; i++) {
+    float a, b;
+    first[i] = pack<T>(six[2 * i], six[2 * i + 1]);
+    unpack<T>(first[i], &a, &b);
+    second[i] = pack<T>(six[2 * i] - a, six[2 * i + 1] - b);
+  }
+#pragma unroll
+  for (int plane = 0; plane < 2; plane++) {
+    const unsigned *w = plane ? second : first;
+    const unsigned o0 = __byte_perm(0, w[0], odd), o1 = __byte_perm(w[0], w[1], odd),
+                   o2 = __byte_perm(w[1], w[2], odd);
+    *reinterpret_cast<uint4 *>(to + plane * 2 * ROW) =
+        tx & 2 ? make_uint4(0, o0, o1, o2) : make_uint4(o0, o1, o2, 0);
+  }
+}
+
+/* The row of the lane's output (ty, tx) of its 4 x 4. row: in shared memory; offset, mask: the
+ * output's. */
+template <typename T>
+__device__ __forceinline__ leftover build_row(const call &t, int ty, int tx,
+                                              const unsigned char *offset,
+                                              const unsigned char *mask, unsigned char *row) {
+  float d[2 * TAPS], m[TAPS];
+  leftover left = {0, 1.0f, 0.0f, 1.0f};
+  read_numbers<T>(mask, m);
+  if (t.softmax) soften(m, &left.most, &left.part);
+  const float factor = factor_of<T>(m, &left.back);
+  read_numbers<T>(offset, d);
+  unsigned char *to = row + ty * 16;
+#pragma unroll
+  for (int i = 0; i < 3; i++) /* rows that no tap of the window reaches */
+#pragma unroll
+    for (int plane = 0; plane < 2; plane++)
+      *reinterpret_cast<uint4 *>(row + ((ty + REACH + i) & 7) * 16 + plane * 2 * ROW) =
+          make_uint4(0, 0, 0, 0);
+  float a[REACH][REACH] = {};
+#pragma unroll
+  for (int j = 0; j < 3; j++) {
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+      const int k = i * 3 + j;
+      const float x = ((float)i + d[2 * k]) * t.scale - (t.scale + (float)(i - 1));
+      const float y = ((float)j + d[2 * k + 1]) * t.scale - (t.scale + (float)(j - 1));
+      const bool near = fabsf(x) <= 1.0f && fabsf(y) <= 1.0f;
+      if (!near) left.far |= 1u << k;
+      const float w = near ? m[k] * factor : 0.0f;
+      const float across[3] = {__saturatef(-x), __saturatef(1.0f - fabsf(x)), __saturatef(x)};
+      const float down[3] = {__saturatef(-y) * w, __saturatef(1.0f - fabsf(y)) * w,
+                             __saturatef(y) * w};
+#pragma unroll
+      for (int v = 0; v < 3; v++)
+#pragma unroll
+        for (int h = 0; h < 3; h++) a[j + v][i + h] += across[h] * down[v];
+    }
+    store_five<T>(to + j * 16, a[j], tx);
+  }
+  store_five<T>(to + 3 * 16, a[3], tx);
+  store_five<T>(to + 4 * 16, a[4], tx);
+  return left;
+}
+
+/* ---- Product ----------------------------------------------------------------------------------*/
+
+/* N channels of the pixels around, zeros outside the image. Eight neighbouring lanes have eight
+ * pixels: of other banks. */
+template <int N> struct around {
+  static constexpr int pieces = N / 8, at_once = 4 / pieces, loads = AROUND_H / at_once;
+  uint4 v[loads];
+};
+
+/* x: the group's channels in pixel 0 of the image. */
+template <int N>
+__device__ __forceinline__ void load_around(const call &t, const place &b, const unsigned char *x,
+                                            around<N> *a) {
+  const int lane = threadIdx.x % 32, piece = lane / 8 % a->pieces, row = lane / 8 / a->pieces;
+  const int h = b.x0 - EDGE + lane % 8, v = b.y0 - EDGE + row;
+  const bool here = (unsigned)h < (unsigned)t.W;
+  const int64_t line = t.pixel * t.W;
+  const unsigned char *from = x + v * line + h * t.pixel + piece * 16;
+#pragma unroll
+  for (int i = 0; i < a->loads; i++) {
+    a->v[i] = make_uint4(0, 0, 0, 0);
+    if (here && (unsigned)(v + i * a->at_once) < (unsigned)t.H)
+      a->v[i] = __ldg(reinterpret_cast<const uint4 *>(from + i * a->at_once * line));
+  }
+}
+template <int N>
+__device__ __forceinline__ void store_around(const around<N> &a, unsigned char *to) {
+  const int lane = threadIdx.x % 32, piece = lane / 8 % a.pieces, row = lane / 8 / a.pieces;
+  to += (row * AROUND_W + lane % 8) * ii_dcn_pitch<N> * 2 + piece * 16;
+#pragma unroll
+  for (int i = 0; i < a.loads; i++)
+    *reinterpret_cast<uint4 *>(to + i * a.at_once * AROUND_W * ii_dcn_pitch<N> * 2) = a.v[i];
+}
+
+/* The sums of the 32 outputs, [UNITS][sum_pitch] to the place of x. The upper outputs see the first
+ * 8 of 12 rows of pixels, the lower ones the last 8. */
+template <typename T, int N>
+__device__ __forceinline__ void multiply(const unsigned char *a, unsigned char *x) {
+  constexpr int steps = AROUND / 16, skip = steps - ROW / 16, wide = N / 16;
+  wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum[2][wide];
+#pragma unroll
+  for (int i = 0; i < 2 * wide; i++) wmma::fill_fragment(sum[i / wide][i % wide], 0.0f);
+#pragma unroll
+  for (int s = 0; s < steps; s++) {
+    wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::row_major> pixels[wide];
+#pragma unroll
+    for (int n = 0; n < wide; n++)
+      wmma::load_matrix_sync(pixels[n],
+                             reinterpret_cast<const T *>(x) + s * 16 * ii_dcn_pitch<N> + n * 16,
+                             ii_dcn_pitch<N>);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int at = s - half * skip;
+      if (at < 0 || at >= ROW / 16) continue;
+#pragma unroll
+      for (int plane = 0; plane < 2; plane++) {
+        wmma::fragment<wmma::matrix_a, 16, 16, 16, T, wmma::row_major> weights;
+        wmma::load_matrix_sync(
+            weights, reinterpret_cast<const T *>(a) + half * A_HALF + plane * ROW + at * 16,
+            A_PITCH);
+#pragma unroll
+        for (int n = 0; n < wide; n++)
+          wmma::mma_sync(sum[half][n], weights, pixels[n], sum[half][n]);
+      }
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 2 * wide; i++)
+    wmma::store_matrix_sync(reinterpret_cast<float *>(x) + i / wide * 16 * sum_pitch<N> +
+                                i % wide * 16,
+                            sum[i / wide][i % wide], sum_pitch<N>, wmma::mem_row_major);
+}
+
+/* ---- Results ----------------------------------------------------------------------------------*/
+
+/* An output's numbers; x: its 8 channels in pixel 0 of the image. */
+typedef struct {
+  int x, y;
+  const unsigned char *offset, *mask, *from;
+  float most, part;
+} output;
+
+/* Adds the taps that `taps` names, corner by corner, only those inside. */
+template <typename T>
+__device__ __forceinline__ void add_taps(const call &t, const output &u, unsigned taps,
+                                         float (&sum)[8]) {
+#pragma unroll 1
+  for (; taps; taps &= taps - 1) {
+    const int k = __ffs((int)taps) - 1, i = k * 11 >> 5, j = k - 3 * i; /* k / 3, k % 3 */
+    const T *offset = reinterpret_cast<const T *>(u.offset) + 2 * k;
+    float m = ii_up(reinterpret_cast<const T *>(u.mask)[k]);
+    if (t.softmax) m = ii_dcn_exp(m - u.most) * u.part;
+    const float x = ((float)i + ii_up(offset[0])) * t.scale + ((float)u.x - t.scale);
+    const float y = ((float)j + ii_up(offset[1])) * t.scale + ((float)u.y - t.scale);
+    if (!(y > -1.0f && x > -1.0f && y < (float)t.H && x < (float)t.W)) continue;
+    const float left = floorf(x), up = floorf(y), lx = x - left, ly = y - up;
+    const float across[2] = {1.0f - lx, lx}, down[2] = {(1.0f - ly) * m, ly * m};
+    const int h = (int)left, v = (int)up;
+    const unsigned char *from = u.from + ((int64_t)v * t.W + h) * t.pixel;
+    uint4 word[4];
+    float w[4];
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+      const bool here =
+          (unsigned)(h + c % 2) < (unsigned)t.W && (unsigned)(v + c / 2) < (unsigned)t.H;
+      word[c] = make_uint4(0, 0, 0, 0);
+      if (here)
+        word[c] = __ldg(
+            reinterpret_cast<const uint4 *>(from + ((c / 2) * (int64_t)t.W + c % 2) * t.pixel));
+      w[c] = here ? across[c % 2] * down[c / 2] : 0.0f;
+    }
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+      float wide[8];
+      unpack<T>(word[c].x, &wide[0], &wide[1]);
+      unpack<T>(word[c].y, &wide[2], &wide[3]);
+      unpack<T>(word[c].z, &wide[4], &wide[5]);
+      unpack<T>(word[c].w, &wide[6], &wide[7]);
+#pragma unroll
+      for (int n = 0; n < 8; n++) sum[n] += w[c] * wide[n];
+    }
+  }
+}
+
+/* Eight sums of a row of shared memory. Eight neighbouring lanes have eight rows, two of which meet
+ * on the same banks: half of them read the later four numbers first. */
+template <int N>
+__device__ __forceinline__ void read_sums(const float *sums, int row, int piece, float (&v)[8]) {
+  const bool later = row & 4;
+  const float4 *from = reinterpret_cast<const float4 *>(sums + row * sum_pitch<N>) + 2 * piece;
+  const float4 a = from[later], b = from[!later];
+  v[0] = later ? b.x : a.x, v[1] = later ? b.y : a.y;
+  v[2] = later ? b.z : a.z, v[3] = later ? b.w : a.w;
+  v[4] = later ? a.x : b.x, v[5] = later ? a.y : b.y;
+  v[6] = later ? a.z : b.z, v[7] = later ? a.w : b.w;
+}
+
+/* N channels of the 32 outputs to y. offset, mask: of the group in the tile's first pixel, in
+ * shared memory; x, y: its N channels in pixel 0 of the image. */
+template <typename T, int N>
+__device__ __forceinline__ void put(const call &t, const place &b, const unsigned char *offset,
+                                    const unsigned char *mask, const leftover *left,
+                                    const float *sums, const unsigned char *x, unsigned char *y) {
+  constexpr int pieces = N / 8, at_once = 32 / pieces;
+  const int lane = threadIdx.x % 32, piece = lane / at_once;
+#pragma unroll 1
+  for (int row = lane % at_once; row < UNITS; row += at_once) {
+    const int ty = row / TILE_W, tx = row % TILE_W;
+    if (ty >= b.height || tx >= b.width) continue;
+    const leftover l = left[row];
+    const output u = {
+        b.x0 + tx, b.y0 + ty, offset + row * t.record, mask + row * t.record, x + piece * 16,
+        l.most,    l.part};
+    float v[8];
+    read_sums<N>(sums, row, piece, v);
+    if constexpr (!std::is_same<T, ii_bf16>::value)
+#pragma unroll
+      for (int i = 0; i < 8; i++) v[i] *= l.back;
+    unsigned taps = l.far;
+#pragma unroll 1
+    for (;;) {
+      add_taps<T>(t, u, taps, v);
+      float any = v[0];
+#pragma unroll
+      for (int i = 1; i < 8; i++) any += v[i];
+      if (any == any || taps == ALL_TAPS) break;
+      taps = ALL_TAPS;
+#pragma unroll
+      for (int i = 0; i < 8; i++) v[i] = 0.0f;
+    }
+    ii_vec<T, 8> out;
+#pragma unroll
+    for (int i = 0; i < 8; i++) out.v[i] = ii_down<T>(v[i]);
+    const int64_t pixel = (int64_t)u.y * t.W + u.x;
+    ii_store<8>(reinterpret_cast<T *>(y + pixel * t.G * t.D * 2 + piece * 16), out);
+  }
+}
+
+/* ---- The kernel -------------------------------------------------------------------------------*/
+
+template <typename T, int N>
+__global__ void __launch_bounds__(32 * MOST_GROUPS, 3) dcn_fwd_mma(const call t) {
+  II_SHARED(unsigned char, memory);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const unsigned image = blockIdx.z / t.chunks;
+  place b;
+  b.image = image;
+  b.x0 = (int)blockIdx.x * TILE_W;
+  b.y0 = (int)blockIdx.y * TILE_H;
+  b.g0 = (int)(blockIdx.z - image * t.chunks) * t.gc;
+  b.groups = min(t.gc, t.G - b.g0);
+  b.width = min(TILE_W, t.W - b.x0);
+  b.height = min(TILE_H, t.H - b.y0);
+
+  unsigned char *a = memory + warp * warp_bytes<N>, *x = a + A_BYTES;
+  leftover *left = reinterpret_cast<leftover *>(x + x_bytes<N>);
+  unsigned char *rows = memory + t.gc * warp_bytes<N>;
+  const int64_t channel = (int64_t)(b.g0 + warp) * t.D * 2;
+  const unsigned char *from = t.x + b.image * t.x_image + channel;
+  around<N> pixels;
+  if (warp < b.groups) load_around<N>(t, b, from, &pixels);
+  unsigned skew[2];
+  copy_rows(t, b, rows, skew);
+  __syncthreads();
+  if (warp >= b.groups) return;
+
+  const unsigned char *offset = rows + skew[0] + warp * t.offset_group;
+  const unsigned char *mask =
+      t.to_mask == SECOND ? rows + t.second + skew[1] : rows + skew[0] + t.to_mask;
+  mask += warp * t.mask_group;
+  { /* a lane's output: (ty, tx) of the upper or lower half */
+    const int ty = lane / 8, lower = lane / 4 % 2, tx = lane % 4;
+    const int row = lower * 16 + ty * 4 + tx;
+    const bool alive = row / TILE_W < b.height && tx < b.width;
+    const unsigned at = (alive ? row : 0) * t.record;
+    leftover l = build_row<T>(t, ty, tx, offset + at, mask + at,
+                              a + 2 * (lower * A_HALF + (ty * 4 + tx) * A_PITCH));
+    left[row] = l;
+  }
+  store_around<N>(pixels, x);
+  __syncwarp();
+  unsigned char *y = t.y + b.image * t.y_image + channel;
+#pragma unroll 1
+  for (int d = 0;;) {
+    multiply<T, N>(a, x);
+    __syncwarp();
+    put<T, N>(t, b, offset, mask, left, reinterpret_cast<const float *>(x), from + d * 2,
+              y + d * 2);
+    d += N;
+    if (d >= t.D) break;
+    load_around<N>(t, b, from + d * 2, &pixels);
+    __syncwarp();
+    store_around<N>(pixels, x);
+    __syncwarp();
+  }
+}
+
+/* ---- Launches ---------------------------------------------------------------------------------*/
+
+bool aligned(const void *p, int64_t step) {
+  return (uintptr_t)p % 16 == 0 && step % 16 == 0;
+}
+
+/* How offsets and modulations lie in memory and in a block's part of shared memory. */
+void choose_rows(const ii_dcn_args *a, call *t) {
+  const int64_t between = (const char *)a->mask - (const char *)a->offset;
+  const bool by_group = a->offset_group == 27;
+  /* one span per pixel: v4, and v3 where modulations follow their offsets */
+  const bool one =
+      by_group || (t->chunks == 1 && a->offset_row == a->mask_row && between == 36 * a->G);
+  span *s = t->rows;
+  s[0] = {(const unsigned char *)a->offset, a->offset_row * 2, a->H * a->W * a->offset_row * 2,
+          one ? 54u : 36u, 0};
+  s[1] = {(const unsigned char *)a->mask, a->mask_row * 2, a->H * a->W * a->mask_row * 2,
+          one ? 0u : 18u, 0};
+  t->offset_group = by_group ? 54 : 36;
+  t->mask_group = by_group ? 54 : 18;
+  t->to_mask = by_group ? 36 : one ? 36 * (unsigned)a->G : SECOND;
+  t->wide = aligned(a->offset, s[0].row) && (one || aligned(a->mask, s[1].row));
+  unsigned bytes[2];
+  for (int i = 0; i < 2; i++) {
+    const unsigned used = s[i].group ? s[i].group * (unsigned)t->gc + (t->wide ? 14 : 0) : 0;
+    bytes[i] = (used + 15) / 16 * 16;
+    while (s[i].shift < 5 && (t->wide ? 16u : 2u) << s[i].shift < s[i].group * (unsigned)t->gc)
+      s[i].shift++;
+  }
+  t->second = bytes[0];
+  t->record = bytes[0] + bytes[1] + 8; /* an odd number of 8 bytes: on other banks */
+}
+
+template <typename T, int N> int launch(ii_kctx *k, const ii_dcn_args *a) {
+  call t = {};
+  t.chunks = (unsigned)ii_ceil_div(a->G, (int64_t)MOST_GROUPS);
+  t.gc = (int)ii_ceil_div(a->G, (int64_t)t.chunks);
+  t.pixel = a->x_row * 2;
+  t.x_image = a->H * a->W * t.pixel;
+  t.y_image = a->H * a->W * a->C * 2;
+  t.H = (int)a->H;
+  t.W = (int)a->W;
+  t.G = (int)a->G;
+  t.D = (int)(a->C / a->G);
+  t.scale = (float)a->offset_scale;
+  t.softmax = a->softmax;
+  choose_rows(a, &t);
+  const int shared = t.gc * warp_bytes<N> + (int)t.record * UNITS;
+  II_CUDA_TRY(k, cudaFuncSetAttribute(dcn_fwd_mma<T, N>,
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  const int64_t most = 65535 / (int64_t)t.chunks; /* images of one launch: a grid's third size */
+  const span first[2] = {t.rows[0], t.rows[1]};
+  for (int64_t n = 0; n < a->N; n += most) {
+    t.x = (const unsigned char *)a->x + n * t.x_image;
+    t.y = (unsigned char *)a->y + n * t.y_image;
+    for (int i = 0; i < 2; i++) t.rows[i].from = first[i].from + n * first[i].image;
+    const int64_t images = a->N - n < most ? a->N - n : most;
+    const dim3 grid((unsigned)ii_ceil_div(a->W, TILE_W), (unsigned)ii_ceil_div(a->H, TILE_H),
+                    (unsigned)images * t.chunks);
+    II_LAUNCH(k, (dcn_fwd_mma<T, N>), grid, 32 * (unsigned)t.gc, (size_t)shared, t);
+  }
+  return 0;
+}
+
+} // namespace
+
+bool dcn_variant_has_fwd_mma(const ii_dcn_args *a) {
+  return ii_cuda_dcn_fwd_is_tiled(a) && a->x_dtype != II_F32;
+}
+
+int dcn_variant_fwd_mma(ii_kctx *k, const ii_dcn_args *a) {
+  const bool narrow = a->C / a->G == 16;
+  if (a->x_dtype == II_F16) return narrow ? launch<ii_f16, 16>(k, a) : launch<ii_f16, 32>(k, a);
+  return narrow ? launch<ii_bf16, 16>(k, a) : launch<ii_bf16, 32>(k, a);
+}
