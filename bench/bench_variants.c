@@ -1,14 +1,15 @@
 /* Checks and times the development variants of the deformable convolution (bench/variants) beside
  * the product's kernels: what a change was worth, said by a GPU.
  *
- * Options: `help` below. JSON lines. First every variant is checked on small problems: "checked"
- * (its name), part, op, shape, dtype, and "error", the greatest difference to the CPU engine in
- * double precision on the same rounded inputs, over the greatest value of a result; "allowed" are
- * the bounds of `train --doctor`, and 4 times the error of the variant's own weights (variants.h).
- * Then times, not on an emulated device, where they mean nothing: "variant", part, ...,
- * milliseconds between two events with cold caches (median, minimum, 90th percentile),
- * "over_product", its median over that of the product's kernel for the same call, "GB_s" of the
- * bytes that must move at least, and "pct_copy", the same as a share of a copy's bandwidth.
+ * Options: `help` below. JSON lines. First every variant is checked on small problems, one line per
+ * part and type: "checked" (its name), "calls" it had a kernel for, "error", the greatest
+ * difference to the CPU engine in double precision on the same rounded inputs, over the greatest
+ * value of a result; "allowed" are the bounds of `train --doctor`, and 4 times the error of the
+ * variant's own weights (variants.h). Then times, not on an emulated device, where they mean
+ * nothing: "variant", part, op, shape, dtype, milliseconds between two events with cold caches
+ * (median, minimum, 90th percentile), "over_product", the median over that of the product's kernel
+ * for the same call, "GB_s" of the bytes that must move at least, and "pct_copy", the same as a
+ * share of a copy's bandwidth.
  *
  * Exit status: 0, 1 when an error is larger than allowed or something failed, 77 without a GPU. */
 #include <math.h>
@@ -40,6 +41,7 @@ static const struct {
                   {"gx", VARIANT_GX},
                   {"dots", VARIANT_DOTS},
                   {"backward", VARIANT_BACKWARD}};
+static const dcn_layout layouts[] = {DCN_V3, DCN_V4}; /* --op */
 static const ii_dtype known_types[] = {II_F32, II_BF16, II_F16};
 
 typedef struct {
@@ -176,44 +178,68 @@ static double allowed_error(const dcn_variant *v, ii_dtype t) {
   return t == II_F16 ? 8e-4 + 4 * v->f16_weights : 6e-3 + 4 * v->bf16_weights;
 }
 
-/* Whether the variant is as good as it must be. */
-static bool check_part(ii_kctx *gpu, const options *o, const dcn_variant *v, int part,
-                       const dcn_problem *p, const dcn_problem *want) {
+/* What the checks of a variant and part came to. */
+typedef struct {
+  int calls; /* that the variant has a kernel for */
+  double error;
+} verdict;
+
+static void check_part(ii_kctx *gpu, const dcn_variant *v, int part, const dcn_problem *p,
+                       const dcn_problem *want, verdict *r) {
   const unsigned what = parts[part].what;
   const ii_dcn_args a = call_of(p, what);
-  if (!runs(v, &a, what)) return true;
+  if (!runs(v, &a, what)) return;
   forget(gpu, p);
   call(gpu, v, &a, what);
-  double error = 0;
-  if (what & VARIANT_FORWARD) error = dense_error(gpu, p->y, p->type, want->y, p->rows * p->args.C);
-  if (what & VARIANT_GX) error = dense_error(gpu, p->gx, p->type, want->gx, p->values);
-  if (what & VARIANT_DOTS) error = fmax(error, taps_error(gpu, p, want));
-  const double allowed = allowed_error(v, p->type);
-  const bool passed = error <= allowed;
-  printf("{\"checked\": \"%s\", \"part\": \"%s\", %s, \"device\": \"%s\", \"error\": %.2e, "
-         "\"allowed\": %.2e, \"passed\": %s}\n",
-         v->name, parts[part].name, p->what, o->on.name, fmin(error, 1e30), allowed,
-         passed ? "true" : "false");
-  return passed;
+  r->calls++;
+  if (what & VARIANT_FORWARD)
+    r->error = fmax(r->error, dense_error(gpu, p->y, p->type, want->y, p->rows * p->args.C));
+  if (what & VARIANT_GX)
+    r->error = fmax(r->error, dense_error(gpu, p->gx, p->type, want->gx, p->values));
+  if (what & VARIANT_DOTS) r->error = fmax(r->error, taps_error(gpu, p, want));
 }
 
-/* The number of failures. */
+/* One line for each variant and part; returns how many are not as good as they must be. */
+static int report(const options *o, ii_dtype t, verdict r[MOST_VARIANTS][PARTS]) {
+  int failures = 0;
+  for (int i = 0; i < dcn_variant_count; i++)
+    for (int part = 0; part < PARTS; part++) {
+      const dcn_variant *v = &dcn_variants[i];
+      if (!o->only[i] || !o->part[part] || (v->parts & parts[part].what) != parts[part].what)
+        continue;
+      const double error = r[i][part].error, allowed = allowed_error(v, t);
+      const bool passed = error <= allowed;
+      printf("{\"checked\": \"%s\", \"part\": \"%s\", \"dtype\": \"%s\", \"device\": \"%s\", "
+             "\"calls\": %d, \"error\": %.2e, \"allowed\": %.2e, \"passed\": %s}\n",
+             v->name, parts[part].name, ii_dtype_name(t), o->on.name, r[i][part].calls,
+             fmin(error, 1e30), allowed, passed ? "true" : "false");
+      failures += !passed;
+    }
+  return failures;
+}
+
+/* All variants on all small problems of a type. */
+static int check_type(ii_kctx *cpu, ii_kctx *gpu, const options *o, ii_dtype t) {
+  verdict r[MOST_VARIANTS][PARTS] = {{{0}}};
+  for (int i = 0; i < 2 * CHECK_SHAPES; i++) {
+    const dcn_shape *s = &check_shapes[i / 2];
+    if (!o->op[i % 2]) continue;
+    dcn_problem p = dcn_open(gpu, layouts[i % 2], t, s, 1, 0.5);
+    dcn_problem want = solve(cpu, gpu, &p, layouts[i % 2], s);
+    for (int v = 0; v < dcn_variant_count; v++)
+      for (int part = 0; part < PARTS; part++)
+        if (o->only[v] && o->part[part])
+          check_part(gpu, &dcn_variants[v], part, &p, &want, &r[v][part]);
+    dcn_close(cpu, &want);
+    dcn_close(gpu, &p);
+  }
+  return report(o, t, r);
+}
+
 static int check(ii_kctx *cpu, ii_kctx *gpu, const options *o) {
   int failures = 0;
-  for (int s = 0; s < CHECK_SHAPES; s++)
-    for (int op = 0; op < 2; op++)
-      for (int t = 0; t < II_DTYPE_COUNT; t++) {
-        if (!o->op[op] || !o->dtype[t]) continue;
-        const dcn_layout layout = op ? DCN_V4 : DCN_V3;
-        dcn_problem p = dcn_open(gpu, layout, (ii_dtype)t, &check_shapes[s], 1, 0.5);
-        dcn_problem want = solve(cpu, gpu, &p, layout, &check_shapes[s]);
-        for (int v = 0; v < dcn_variant_count; v++)
-          for (int part = 0; part < PARTS; part++)
-            if (o->only[v] && o->part[part])
-              failures += !check_part(gpu, o, &dcn_variants[v], part, &p, &want);
-        dcn_close(cpu, &want);
-        dcn_close(gpu, &p);
-      }
+  for (int t = 0; t < II_DTYPE_COUNT; t++)
+    if (o->dtype[t]) failures += check_type(cpu, gpu, o, (ii_dtype)t);
   return failures;
 }
 
@@ -275,7 +301,7 @@ static void times(ii_kctx *k, options *o) {
     for (int t = 0; t < II_DTYPE_COUNT; t++)
       for (int op = 0; op < 2 && o->dtype[t]; op++) {
         if (!o->op[op]) continue;
-        dcn_problem p = dcn_open(k, op ? DCN_V4 : DCN_V3, (ii_dtype)t, s, o->batch, 0.5);
+        dcn_problem p = dcn_open(k, layouts[op], (ii_dtype)t, s, o->batch, 0.5);
         for (int part = 0; part < PARTS; part++)
           if (o->part[part]) time_part(k, o, &p, part);
         dcn_close(k, &p);
@@ -303,7 +329,7 @@ static bool choose(options *o, const char *option, const char *value) {
   for (int i = 0; i < PARTS && !strcmp(option, "--part"); i++)
     if (!strcmp(value, parts[i].name)) o->part[i] = known = true;
   for (int i = 0; i < 2 && !strcmp(option, "--op"); i++)
-    if (!strcmp(value, i ? "dcnv4" : "dcnv3")) o->op[i] = known = true;
+    if (!strcmp(value, dcn_layout_name(layouts[i]))) o->op[i] = known = true;
   for (int i = 0; i < 3 && !strcmp(option, "--dtype"); i++)
     if (!strcmp(value, ii_dtype_name(known_types[i]))) o->dtype[known_types[i]] = known = true;
   for (int i = 0; i < DCN_SHAPES && !strcmp(option, "--set"); i++)

@@ -35,7 +35,7 @@ done
 rm -rf "$out" "$out.tar.gz"
 mkdir -p "$out"/{bin,lib,scripts,bench,tests/golden,configs}
 
-programs=(train eval golden_check bench_step bench_ops bench_dcn make_sample_data
+programs=(train eval golden_check bench_step bench_ops bench_dcn bench_variants make_sample_data
   test_ops test_ops_dcn test_ops_special test_ops_update test_selftest)
 for p in "$build"/bin/test_cuda_*; do
   if [ -x "$p" ]; then programs+=("$(basename "$p")"); fi

@@ -8,7 +8,7 @@
 #   2. the tests of the CUDA engine: op tests, its own tests, the reference data
 #   3. compute-sanitizer (memcheck, racecheck, initcheck, synccheck) over the doctor's kernels
 #   4. training steps, latency of one image, the deformable convolution, all ops: times and shares of
-#      the machine's limits
+#      the machine's limits; with --full its development variants beside the product's kernels
 #   5. the same beside PyTorch, and beside the official extensions DCNv3 and DCNv4, where installed;
 #      OFFICIAL and OFFICIAL_V4 name the `classification` folders of checkouts of
 #      OpenGVLab/InternImage and OpenGVLab/DCNv4 for the official models
@@ -169,8 +169,8 @@ table() { # FILE.jsonl TITLE=FIELD ...: a Markdown table of the lines that have 
     field(key[1]) != "" { for (i = 1; i <= n; i++) printf "| %s ", field(key[i]); print "|" }' "$file"
 }
 
-section() { # TITLE FILE.jsonl TITLE=FIELD ...
-  [ -s "$out/$2" ] || return 0
+section() { # TITLE FILE.jsonl TITLE=FIELD ...: nothing where no line has the first field
+  grep -qs "\"${3#*=}\":" "$out/$2" || return 0
   printf '\n## %s\n\n' "$1"
   table "$out/$2" "${@:3}"
 }
@@ -201,6 +201,10 @@ write_markdown() { # VERDICT
     "peak MiB=peak_mib"
   section "DCN: times of the others over ours" ratios.jsonl other=other ours=ours shape=shape \
     type=dtype "forward x=fwd" "backward x=bwd" "both x=fwd_bwd"
+  section "Development variants of the DCN kernels: times" variants.jsonl variant=variant part=part op=op \
+    shape=shape type=dtype ms=ms "over the product's=over_product" GB/s=GB_s "% copy=pct_copy"
+  section "Development variants of the DCN kernels: errors" variants.jsonl variant=checked part=part \
+    type=dtype calls=calls error=error allowed=allowed passed=passed
   section "Limits of this machine" limits.jsonl limit=limit type=dtype GB/s=GB_s GFLOP/s=GFLOP_s
   section "Ops: times, and shares of those limits" ops.jsonl op=op shape=shape type=dtype \
     "forward ms=fwd_ms" "% copy=fwd_pct_copy" "% gemm=fwd_pct_gemm" "backward ms=bwd_ms" \
@@ -388,6 +392,7 @@ if [ $small = 1 ]; then
   for graph in "${graphs[@]}"; do step quickstart $n 64 none "$graph" --steps 2; done
   step quickstart 1 64 none '' --steps 2 --forward
   bench dcn.jsonl dcn 60 "$bin/bench_dcn" --device "$device" --batch 1 --repeat 1 --flush 1 --shape 3
+  bench variants.jsonl variants 60 "$bin/bench_variants" --device "$device" --check --dtype f16
   bench ops.jsonl ops 60 "$bin/bench_ops" --device "$device" --batch 1 --repeat 1 --shapes 1 --flush 1 \
     --only add --only gelu --dtype f32 --dtype bf16
 else
@@ -411,6 +416,7 @@ else
   done
   [ $full = 0 ] || bench dcn.jsonl dcn-joint 120 "$bin/bench_dcn" --device "$device" --set all \
     --only dcnv4_joint --batch 64 --repeat 15
+  [ $full = 0 ] || bench variants.jsonl variants 300 "$bin/bench_variants" --device "$device"
   bench ops.jsonl ops 120 "$bin/bench_ops" --device "$device" --batch 64 --repeat 9 --dtype bf16 \
     --dtype f16 --dtype f32
 fi
