@@ -320,37 +320,30 @@ static inline long long llmax(long long a, long long b) {
   return a > b ? a : b;
 }
 
-/* ---- Loads and stores with a cache hint -------------------------------------------------------*/
+/* ---- Loads and stores with a cache hint, of global memory alone
+ * --------------------------------*/
 
-template <typename T> static inline T __ldg(const T *p) {
-  return *p;
-}
-template <typename T> static inline T __ldca(const T *p) {
-  return *p;
-}
-template <typename T> static inline T __ldcg(const T *p) {
-  return *p;
-}
-template <typename T> static inline T __ldcs(const T *p) {
-  return *p;
-}
-template <typename T> static inline T __ldlu(const T *p) {
-  return *p;
-}
-template <typename T> static inline T __ldcv(const T *p) {
-  return *p;
-}
-template <typename T> static inline void __stwb(T *p, T v) {
-  *p = v;
-}
-template <typename T> static inline void __stcg(T *p, T v) {
-  *p = v;
-}
-template <typename T> static inline void __stcs(T *p, T v) {
-  *p = v;
-}
-template <typename T> static inline void __stwt(T *p, T v) {
-  *p = v;
-}
+#define II_EMU_LOAD(name)                                                                          \
+  template <typename T> static inline T name(const T *p, II_EMU_SITE) {                            \
+    ii_emu_global_access(p, sizeof *p, II_EMU_HERE);                                               \
+    return *p;                                                                                     \
+  }
+#define II_EMU_STORE(name)                                                                         \
+  template <typename T> static inline void name(T *p, T v, II_EMU_SITE) {                          \
+    ii_emu_global_access(p, sizeof *p, II_EMU_HERE);                                               \
+    *p = v;                                                                                        \
+  }
+II_EMU_LOAD(__ldg)
+II_EMU_LOAD(__ldca)
+II_EMU_LOAD(__ldcg)
+II_EMU_LOAD(__ldcs)
+II_EMU_LOAD(__ldlu)
+II_EMU_LOAD(__ldcv)
+II_EMU_STORE(__stwb)
+II_EMU_STORE(__stcg)
+II_EMU_STORE(__stcs)
+II_EMU_STORE(__stwt)
+#undef II_EMU_LOAD
+#undef II_EMU_STORE
 
 #endif
