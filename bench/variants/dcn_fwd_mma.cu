@@ -48,6 +48,9 @@ enum { A_BYTES = 2 * (A_HALF + 16 * A_PITCH) };
 template <int N> constexpr int x_bytes = AROUND *ii_dcn_pitch<N> * 2;
 template <int N> constexpr int sum_pitch = N + 8; /* floats: fragments, and rows of 16 bytes */
 
+/* Channels of a group of D at a time. */
+template <int D> constexpr int most_channels = D < 32 ? D : 32;
+
 /* What an output leaves for the lanes that write it. */
 typedef struct alignas(16) {
   unsigned far;     /* its far taps, as bits */
@@ -61,24 +64,36 @@ template <int N> constexpr int warp_bytes = A_BYTES + x_bytes<N> + UNITS *(int)s
 /* One of the two places that offsets and modulations come from; bytes. */
 typedef struct {
   const unsigned char *from; /* of the launch's first image */
-  int64_t row, image;        /* from pixel to pixel, image to image */
+  int64_t image;             /* from image to image */
+  unsigned row;              /* from pixel to pixel */
   unsigned group;            /* per group, 0: nothing is there */
   unsigned shift;            /* 2^shift threads copy a pixel's */
 } span;
 
+/* Within an image, x and y are addressed by 32 bits, in units of 16 bytes. */
 typedef struct {
   const unsigned char *x;
   unsigned char *y;
-  int64_t pixel, x_image, y_image; /* bytes from pixel to pixel, image to image of x; image of y */
+  int64_t x_image, y_image; /* bytes from image to image */
+  unsigned pitch, line,
+      y_pitch; /* 16 bytes: from pixel to pixel and row to row of x, pixels of y */
   span rows[2];
-  int H, W, G, D, gc; /* gc: groups per block */
-  unsigned chunks;
+  int H, W, G, gc; /* gc: groups per block */
+  unsigned chunks, by_chunks;
   float scale;
   bool softmax, wide;      /* wide: rows can be read 16 bytes at a time */
-  unsigned record, second; /* shared memory of a pixel's rows; where the second span is in it */
-  unsigned offset_group, mask_group, to_mask; /* to_mask: from a pixel's offsets, SECOND: there */
+  unsigned record, second; /* shared memory of a pixel's rows; the second span's place in it */
+  unsigned offset_group, mask_group, to_mask; /* to_mask: from a pixel's offsets; SECOND: there */
 } call;
 enum { SECOND = 0xffffffffu };
+
+/* z / chunks, by = reciprocal(chunks), while their product is below 2^31. */
+unsigned reciprocal(int64_t d) {
+  return (unsigned)(((int64_t)1 << 31) / d + (((int64_t)1 << 31) % d != 0));
+}
+__device__ __forceinline__ unsigned quotient(unsigned n, unsigned by) {
+  return __umulhi(2 * n, by);
+}
 
 /* Where a block is. */
 typedef struct {
@@ -91,36 +106,38 @@ typedef struct {
 /* Where a span begins in the tile's first pixel, and how far from 16 bytes that is. */
 __device__ __forceinline__ const unsigned char *begin_of(const call &t, const place &b,
                                                          const span &s, unsigned *skew) {
-  const unsigned char *from =
-      s.from + b.image * s.image + ((int64_t)b.y0 * t.W + b.x0) * s.row + (unsigned)b.g0 * s.group;
+  const unsigned char *from = s.from + b.image * s.image +
+                              (unsigned)(b.y0 * t.W + b.x0) * (int64_t)s.row +
+                              (unsigned)b.g0 * s.group;
   *skew = t.wide ? (unsigned)(reinterpret_cast<uintptr_t>(from) & 15u) : 0u;
   return from - *skew;
 }
 
 /* Copies `bytes` of each pixel of the tile: some neighbouring threads per pixel, a word at a time,
- * four loads in flight. */
+ * four loads in flight. Pixels outside the image get those of one inside. */
 template <typename word>
 __device__ __forceinline__ void copy_span(const call &t, const place &b, const span &s,
-                                          const unsigned char *from, unsigned bytes,
+                                          const unsigned char *begin, unsigned bytes,
                                           unsigned char *to) {
   enum { AHEAD = 4 };
+  const word *from = reinterpret_cast<const word *>(begin);
   const unsigned step = blockDim.x >> s.shift, first = threadIdx.x & ((1u << s.shift) - 1);
-  for (unsigned at = first * sizeof(word); at < bytes; at += sizeof(word) << s.shift)
+  const unsigned pitch = s.row / sizeof(word), line = t.W * pitch;
+  for (unsigned at = first; at * sizeof(word) < bytes; at += 1u << s.shift)
     for (unsigned p = threadIdx.x >> s.shift; p < UNITS; p += AHEAD * step) {
       word v[AHEAD];
-      bool there[AHEAD];
 #pragma unroll
-      for (int i = 0; i < AHEAD; i++) {
-        const unsigned pixel = p + i * step, ty = pixel / TILE_W, tx = pixel % TILE_W;
-        there[i] = (int)ty < b.height && (int)tx < b.width;
-        if (there[i])
-          v[i] =
-              __ldcs(reinterpret_cast<const word *>(from + (ty * (int64_t)t.W + tx) * s.row + at));
+      for (unsigned i = 0; i < AHEAD; i++) {
+        const unsigned pixel = p + i * step;
+        const unsigned ty = min(pixel / TILE_W, b.height - 1u),
+                       tx = min(pixel % TILE_W, b.width - 1u);
+        v[i] = __ldcs(from + (ty * line + tx * pitch + at));
       }
 #pragma unroll
-      for (int i = 0; i < AHEAD; i++) {
-        if (!there[i]) continue;
-        unsigned char *slot = to + (p + i * step) * t.record + at;
+      for (unsigned i = 0; i < AHEAD; i++) {
+        const unsigned pixel = p + i * step;
+        if (pixel >= UNITS) continue;
+        unsigned char *slot = to + pixel * t.record + at * sizeof(word);
         if constexpr (sizeof(word) == 16) { /* records are a multiple of 8 bytes, no more */
           reinterpret_cast<uint2 *>(slot)[0] = make_uint2(v[i].x, v[i].y);
           reinterpret_cast<uint2 *>(slot)[1] = make_uint2(v[i].z, v[i].w);
@@ -261,8 +278,8 @@ __device__ __forceinline__ leftover build_row(const call &t, int ty, int tx,
 #pragma unroll
     for (int i = 0; i < 3; i++) {
       const int k = i * 3 + j;
-      const float x = ((float)i + d[2 * k]) * t.scale - (t.scale + (float)(i - 1));
-      const float y = ((float)j + d[2 * k + 1]) * t.scale - (t.scale + (float)(j - 1));
+      const float x = d[2 * k] * t.scale + (float)(i - 1) * (t.scale - 1.0f);
+      const float y = d[2 * k + 1] * t.scale + (float)(j - 1) * (t.scale - 1.0f);
       const bool near = fabsf(x) <= 1.0f && fabsf(y) <= 1.0f;
       if (!near) left.far |= 1u << k;
       const float w = near ? m[k] * factor : 0.0f;
@@ -292,18 +309,16 @@ template <int N> struct around {
 
 /* x: the group's channels in pixel 0 of the image. */
 template <int N>
-__device__ __forceinline__ void load_around(const call &t, const place &b, const unsigned char *x,
+__device__ __forceinline__ void load_around(const call &t, const place &b, const uint4 *x,
                                             around<N> *a) {
   const int lane = threadIdx.x % 32, piece = lane / 8 % a->pieces, row = lane / 8 / a->pieces;
   const int h = b.x0 - EDGE + lane % 8, v = b.y0 - EDGE + row;
   const bool here = (unsigned)h < (unsigned)t.W;
-  const int64_t line = t.pixel * t.W;
-  const unsigned char *from = x + v * line + h * t.pixel + piece * 16;
+  unsigned at = (unsigned)v * t.line + (unsigned)h * t.pitch + (unsigned)piece;
 #pragma unroll
-  for (int i = 0; i < a->loads; i++) {
+  for (int i = 0; i < a->loads; i++, at += a->at_once * t.line) {
     a->v[i] = make_uint4(0, 0, 0, 0);
-    if (here && (unsigned)(v + i * a->at_once) < (unsigned)t.H)
-      a->v[i] = __ldg(reinterpret_cast<const uint4 *>(from + i * a->at_once * line));
+    if (here && (unsigned)(v + i * a->at_once) < (unsigned)t.H) a->v[i] = __ldg(x + at);
   }
 }
 template <int N>
@@ -357,10 +372,11 @@ __device__ __forceinline__ void multiply(const unsigned char *a, unsigned char *
 
 /* ---- Results ----------------------------------------------------------------------------------*/
 
-/* An output's numbers; x: its 8 channels in pixel 0 of the image. */
+/* An output's numbers; from: its 8 channels in pixel 0 of the image. */
 typedef struct {
   int x, y;
-  const unsigned char *offset, *mask, *from;
+  const unsigned char *offset, *mask;
+  const uint4 *from;
   float most, part;
 } output;
 
@@ -380,7 +396,7 @@ __device__ __forceinline__ void add_taps(const call &t, const output &u, unsigne
     const float left = floorf(x), up = floorf(y), lx = x - left, ly = y - up;
     const float across[2] = {1.0f - lx, lx}, down[2] = {(1.0f - ly) * m, ly * m};
     const int h = (int)left, v = (int)up;
-    const unsigned char *from = u.from + ((int64_t)v * t.W + h) * t.pixel;
+    const unsigned at = (unsigned)v * t.line + (unsigned)h * t.pitch;
     uint4 word[4];
     float w[4];
 #pragma unroll
@@ -388,9 +404,7 @@ __device__ __forceinline__ void add_taps(const call &t, const output &u, unsigne
       const bool here =
           (unsigned)(h + c % 2) < (unsigned)t.W && (unsigned)(v + c / 2) < (unsigned)t.H;
       word[c] = make_uint4(0, 0, 0, 0);
-      if (here)
-        word[c] = __ldg(
-            reinterpret_cast<const uint4 *>(from + ((c / 2) * (int64_t)t.W + c % 2) * t.pixel));
+      if (here) word[c] = __ldg(u.from + (at + c / 2 * t.line + c % 2 * t.pitch));
       w[c] = here ? across[c % 2] * down[c / 2] : 0.0f;
     }
 #pragma unroll
@@ -406,83 +420,90 @@ __device__ __forceinline__ void add_taps(const call &t, const output &u, unsigne
   }
 }
 
-/* Eight sums of a row of shared memory. Eight neighbouring lanes have eight rows, two of which meet
- * on the same banks: half of them read the later four numbers first. */
-template <int N>
-__device__ __forceinline__ void read_sums(const float *sums, int row, int piece, float (&v)[8]) {
-  const bool later = row & 4;
-  const float4 *from = reinterpret_cast<const float4 *>(sums + row * sum_pitch<N>) + 2 * piece;
-  const float4 a = from[later], b = from[!later];
-  v[0] = later ? b.x : a.x, v[1] = later ? b.y : a.y;
-  v[2] = later ? b.z : a.z, v[3] = later ? b.w : a.w;
-  v[4] = later ? a.x : b.x, v[5] = later ? a.y : b.y;
-  v[6] = later ? a.z : b.z, v[7] = later ? a.w : b.w;
+/* True for a sum that must be computed term by term. */
+__device__ __forceinline__ bool is_no_number(const float (&v)[8]) {
+  float any = v[0];
+#pragma unroll
+  for (int i = 1; i < 8; i++) any += v[i];
+  return any != any;
 }
 
-/* N channels of the 32 outputs to y. offset, mask: of the group in the tile's first pixel, in
- * shared memory; x, y: its N channels in pixel 0 of the image. */
+/* N channels of the 32 outputs to y. Eight neighbouring lanes have eight rows of the sums, two of
+ * which meet on the same banks: half of the lanes read the later four numbers first. offset, mask:
+ * of the group in the tile's first pixel, in shared memory; x, y: its N channels in pixel 0. */
 template <typename T, int N>
 __device__ __forceinline__ void put(const call &t, const place &b, const unsigned char *offset,
                                     const unsigned char *mask, const leftover *left,
-                                    const float *sums, const unsigned char *x, unsigned char *y) {
+                                    const float *sums, const uint4 *x, uint4 *y) {
   constexpr int pieces = N / 8, at_once = 32 / pieces;
-  const int lane = threadIdx.x % 32, piece = lane / at_once;
+  const int lane = threadIdx.x % 32, piece = lane / at_once, tx = lane % TILE_W;
+  int row = lane % at_once;
+  const bool later = row & 4;
+  const float4 *from = reinterpret_cast<const float4 *>(sums + row * sum_pitch<N>) + 2 * piece;
+  unsigned to = (unsigned)((b.y0 + row / TILE_W) * t.W + b.x0 + tx) * t.y_pitch + piece;
+  const int rows = tx < b.width ? b.height * TILE_W : 0;
 #pragma unroll 1
-  for (int row = lane % at_once; row < UNITS; row += at_once) {
-    const int ty = row / TILE_W, tx = row % TILE_W;
-    if (ty >= b.height || tx >= b.width) continue;
+  for (; row < rows; row += at_once) {
     const leftover l = left[row];
-    const output u = {
-        b.x0 + tx, b.y0 + ty, offset + row * t.record, mask + row * t.record, x + piece * 16,
-        l.most,    l.part};
-    float v[8];
-    read_sums<N>(sums, row, piece, v);
+    const float4 a = from[later], c = from[!later];
+    float v[8] = {later ? c.x : a.x, later ? c.y : a.y, later ? c.z : a.z, later ? c.w : a.w,
+                  later ? a.x : c.x, later ? a.y : c.y, later ? a.z : c.z, later ? a.w : c.w};
     if constexpr (!std::is_same<T, ii_bf16>::value)
 #pragma unroll
       for (int i = 0; i < 8; i++) v[i] *= l.back;
-    unsigned taps = l.far;
+    if (l.far || is_no_number(v)) {
+      const output u = {b.x0 + tx,
+                        b.y0 + row / TILE_W,
+                        offset + row * t.record,
+                        mask + row * t.record,
+                        x + piece,
+                        l.most,
+                        l.part};
+      unsigned taps = l.far;
 #pragma unroll 1
-    for (;;) {
-      add_taps<T>(t, u, taps, v);
-      float any = v[0];
+      for (;;) {
+        add_taps<T>(t, u, taps, v);
+        if (taps == ALL_TAPS || !is_no_number(v)) break;
+        taps = ALL_TAPS;
 #pragma unroll
-      for (int i = 1; i < 8; i++) any += v[i];
-      if (any == any || taps == ALL_TAPS) break;
-      taps = ALL_TAPS;
-#pragma unroll
-      for (int i = 0; i < 8; i++) v[i] = 0.0f;
+        for (int i = 0; i < 8; i++) v[i] = 0.0f;
+      }
     }
-    ii_vec<T, 8> out;
-#pragma unroll
-    for (int i = 0; i < 8; i++) out.v[i] = ii_down<T>(v[i]);
-    const int64_t pixel = (int64_t)u.y * t.W + u.x;
-    ii_store<8>(reinterpret_cast<T *>(y + pixel * t.G * t.D * 2 + piece * 16), out);
+    uint4 out;
+    out.x = pack<T>(v[0], v[1]);
+    out.y = pack<T>(v[2], v[3]);
+    out.z = pack<T>(v[4], v[5]);
+    out.w = pack<T>(v[6], v[7]);
+    __stwb(y + to, out);
+    from += at_once * sum_pitch<N> / 4;
+    to += at_once / TILE_W * (unsigned)t.W * t.y_pitch;
   }
 }
 
 /* ---- The kernel -------------------------------------------------------------------------------*/
 
-template <typename T, int N>
+template <typename T, int D>
 __global__ void __launch_bounds__(32 * MOST_GROUPS, 3) dcn_fwd_mma(const call t) {
+  constexpr int N = most_channels<D>;
   II_SHARED(unsigned char, memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const unsigned image = blockIdx.z / t.chunks;
+  const unsigned image = quotient(blockIdx.z, t.by_chunks);
   place b;
   b.image = image;
   b.x0 = (int)blockIdx.x * TILE_W;
   b.y0 = (int)blockIdx.y * TILE_H;
   b.g0 = (int)(blockIdx.z - image * t.chunks) * t.gc;
   b.groups = min(t.gc, t.G - b.g0);
-  b.width = min(TILE_W, t.W - b.x0);
-  b.height = min(TILE_H, t.H - b.y0);
+  b.width = min((int)TILE_W, t.W - b.x0);
+  b.height = min((int)TILE_H, t.H - b.y0);
 
-  unsigned char *a = memory + warp * warp_bytes<N>, *x = a + A_BYTES;
-  leftover *left = reinterpret_cast<leftover *>(x + x_bytes<N>);
+  unsigned char *a = memory + warp * warp_bytes<N>, *around_bytes = a + A_BYTES;
+  leftover *left = reinterpret_cast<leftover *>(around_bytes + x_bytes<N>);
   unsigned char *rows = memory + t.gc * warp_bytes<N>;
-  const int64_t channel = (int64_t)(b.g0 + warp) * t.D * 2;
-  const unsigned char *from = t.x + b.image * t.x_image + channel;
+  const int channel = (b.g0 + warp) * (D / 8);
+  const uint4 *x = reinterpret_cast<const uint4 *>(t.x + b.image * t.x_image) + channel;
   around<N> pixels;
-  if (warp < b.groups) load_around<N>(t, b, from, &pixels);
+  if (warp < b.groups) load_around<N>(t, b, x, &pixels);
   unsigned skew[2];
   copy_rows(t, b, rows, skew);
   __syncthreads();
@@ -490,32 +511,26 @@ __global__ void __launch_bounds__(32 * MOST_GROUPS, 3) dcn_fwd_mma(const call t)
 
   const unsigned char *offset = rows + skew[0] + warp * t.offset_group;
   const unsigned char *mask =
-      t.to_mask == SECOND ? rows + t.second + skew[1] : rows + skew[0] + t.to_mask;
-  mask += warp * t.mask_group;
+      rows + warp * t.mask_group + (t.to_mask == SECOND ? t.second + skew[1] : skew[0] + t.to_mask);
   { /* a lane's output: (ty, tx) of the upper or lower half */
     const int ty = lane / 8, lower = lane / 4 % 2, tx = lane % 4;
     const int row = lower * 16 + ty * 4 + tx;
-    const bool alive = row / TILE_W < b.height && tx < b.width;
-    const unsigned at = (alive ? row : 0) * t.record;
-    leftover l = build_row<T>(t, ty, tx, offset + at, mask + at,
-                              a + 2 * (lower * A_HALF + (ty * 4 + tx) * A_PITCH));
-    left[row] = l;
+    left[row] = build_row<T>(t, ty, tx, offset + row * t.record, mask + row * t.record,
+                             a + 2 * (lower * A_HALF + (ty * 4 + tx) * A_PITCH));
   }
-  store_around<N>(pixels, x);
-  __syncwarp();
-  unsigned char *y = t.y + b.image * t.y_image + channel;
-#pragma unroll 1
-  for (int d = 0;;) {
-    multiply<T, N>(a, x);
+  uint4 *y = reinterpret_cast<uint4 *>(t.y + b.image * t.y_image) + channel;
+#pragma unroll
+  for (int d = 0; d < D; d += N) {
+    if (d) {
+      load_around<N>(t, b, x + d / 8, &pixels);
+      __syncwarp();
+    }
+    store_around<N>(pixels, around_bytes);
     __syncwarp();
-    put<T, N>(t, b, offset, mask, left, reinterpret_cast<const float *>(x), from + d * 2,
-              y + d * 2);
-    d += N;
-    if (d >= t.D) break;
-    load_around<N>(t, b, from + d * 2, &pixels);
+    multiply<T, N>(a, around_bytes);
     __syncwarp();
-    store_around<N>(pixels, x);
-    __syncwarp();
+    put<T, N>(t, b, offset, mask, left, reinterpret_cast<const float *>(around_bytes), x + d / 8,
+              y + d / 8);
   }
 }
 
@@ -532,10 +547,11 @@ void choose_rows(const ii_dcn_args *a, call *t) {
   /* one span per pixel: v4, and v3 where modulations follow their offsets */
   const bool one =
       by_group || (t->chunks == 1 && a->offset_row == a->mask_row && between == 36 * a->G);
+  const int64_t Q = a->H * a->W;
   span *s = t->rows;
-  s[0] = {(const unsigned char *)a->offset, a->offset_row * 2, a->H * a->W * a->offset_row * 2,
+  s[0] = {(const unsigned char *)a->offset, Q * a->offset_row * 2, (unsigned)a->offset_row * 2,
           one ? 54u : 36u, 0};
-  s[1] = {(const unsigned char *)a->mask, a->mask_row * 2, a->H * a->W * a->mask_row * 2,
+  s[1] = {(const unsigned char *)a->mask, Q * a->mask_row * 2, (unsigned)a->mask_row * 2,
           one ? 0u : 18u, 0};
   t->offset_group = by_group ? 54 : 36;
   t->mask_group = by_group ? 54 : 18;
@@ -552,22 +568,24 @@ void choose_rows(const ii_dcn_args *a, call *t) {
   t->record = bytes[0] + bytes[1] + 8; /* an odd number of 8 bytes: on other banks */
 }
 
-template <typename T, int N> int launch(ii_kctx *k, const ii_dcn_args *a) {
+template <typename T, int D> int launch(ii_kctx *k, const ii_dcn_args *a) {
   call t = {};
-  t.chunks = (unsigned)ii_ceil_div(a->G, (int64_t)MOST_GROUPS);
-  t.gc = (int)ii_ceil_div(a->G, (int64_t)t.chunks);
-  t.pixel = a->x_row * 2;
-  t.x_image = a->H * a->W * t.pixel;
+  t.gc = (int)ii_ceil_div(a->G, ii_ceil_div(a->G, (int64_t)MOST_GROUPS));
+  t.chunks = (unsigned)ii_ceil_div(a->G, (int64_t)t.gc);
+  t.by_chunks = reciprocal(t.chunks);
+  t.x_image = a->H * a->W * a->x_row * 2;
   t.y_image = a->H * a->W * a->C * 2;
+  t.pitch = (unsigned)(a->x_row / 8);
+  t.line = (unsigned)(a->W * a->x_row / 8);
+  t.y_pitch = (unsigned)(a->C / 8);
   t.H = (int)a->H;
   t.W = (int)a->W;
   t.G = (int)a->G;
-  t.D = (int)(a->C / a->G);
   t.scale = (float)a->offset_scale;
   t.softmax = a->softmax;
   choose_rows(a, &t);
-  const int shared = t.gc * warp_bytes<N> + (int)t.record * UNITS;
-  II_CUDA_TRY(k, cudaFuncSetAttribute(dcn_fwd_mma<T, N>,
+  const int shared = t.gc * warp_bytes<most_channels<D>> + (int)t.record * UNITS;
+  II_CUDA_TRY(k, cudaFuncSetAttribute(dcn_fwd_mma<T, D>,
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   const int64_t most = 65535 / (int64_t)t.chunks; /* images of one launch: a grid's third size */
   const span first[2] = {t.rows[0], t.rows[1]};
@@ -578,9 +596,16 @@ template <typename T, int N> int launch(ii_kctx *k, const ii_dcn_args *a) {
     const int64_t images = a->N - n < most ? a->N - n : most;
     const dim3 grid((unsigned)ii_ceil_div(a->W, TILE_W), (unsigned)ii_ceil_div(a->H, TILE_H),
                     (unsigned)images * t.chunks);
-    II_LAUNCH(k, (dcn_fwd_mma<T, N>), grid, 32 * (unsigned)t.gc, (size_t)shared, t);
+    II_LAUNCH(k, (dcn_fwd_mma<T, D>), grid, 32 * (unsigned)t.gc, (size_t)shared, t);
   }
   return 0;
+}
+
+template <typename T> int run(ii_kctx *k, const ii_dcn_args *a) {
+  const int64_t D = a->C / a->G;
+  if (D == 16) return launch<T, 16>(k, a);
+  if (D == 32) return launch<T, 32>(k, a);
+  return launch<T, 64>(k, a);
 }
 
 } // namespace
@@ -590,7 +615,5 @@ bool dcn_variant_has_fwd_mma(const ii_dcn_args *a) {
 }
 
 int dcn_variant_fwd_mma(ii_kctx *k, const ii_dcn_args *a) {
-  const bool narrow = a->C / a->G == 16;
-  if (a->x_dtype == II_F16) return narrow ? launch<ii_f16, 16>(k, a) : launch<ii_f16, 32>(k, a);
-  return narrow ? launch<ii_bf16, 16>(k, a) : launch<ii_bf16, 32>(k, a);
+  return a->x_dtype == II_F16 ? run<ii_f16>(k, a) : run<ii_bf16>(k, a);
 }
