@@ -52,14 +52,25 @@ template <int N> constexpr int sum_pitch = N + 8; /* floats: fragments, and rows
 template <int D> constexpr int most_channels = D < 32 ? D : 32;
 
 /* What an output leaves for the lanes that write it. */
-typedef struct alignas(16) {
-  unsigned far;     /* its far taps, as bits */
+typedef struct {
   float back;       /* 1 / the factor of its row of A */
   float most, part; /* softmax: the largest logit, 1 / the sum */
 } leftover;
 
-/* Bytes of shared memory of one warp: A, x (later the sums), leftovers. */
-template <int N> constexpr int warp_bytes = A_BYTES + x_bytes<N> + UNITS *(int)sizeof(leftover);
+/* A far tap: weights of its corners, the first of which is `at` 16 bytes from the image's first
+ * pixel, for output `row`. */
+typedef struct {
+  float4 w;
+  unsigned at, row;
+} far_tap;
+
+/* Bytes of shared memory of one warp: A, x (later the sums, then a far tap of each lane),
+ * leftovers. */
+template <int N>
+constexpr int warp_bytes = (A_BYTES + x_bytes<N> + UNITS * (int)sizeof(leftover) + 31) / 32 * 32;
+template <int N> constexpr int sums_bytes = UNITS *sum_pitch<N> * 4;
+static_assert(sums_bytes<16> + UNITS * 24 <= x_bytes<16>, "far taps lie behind the sums");
+static_assert(sums_bytes<32> + UNITS * 24 <= x_bytes<32>, "far taps lie behind the sums");
 
 /* One of the two places that offsets and modulations come from; bytes. */
 typedef struct {
@@ -254,13 +265,15 @@ __device__ __forceinline__ void store_five(unsigned char *to, const float (&v)[R
 }
 
 /* The row of the lane's output (ty, tx) of its 4 x 4. row: in shared memory; offset, mask: the
- * output's. */
+ * output's. To *far: its far taps, as bits. */
 template <typename T>
 __device__ __forceinline__ leftover build_row(const call &t, int ty, int tx,
                                               const unsigned char *offset,
-                                              const unsigned char *mask, unsigned char *row) {
+                                              const unsigned char *mask, unsigned char *row,
+                                              unsigned *far) {
   float d[2 * TAPS], m[TAPS];
-  leftover left = {0, 1.0f, 0.0f, 1.0f};
+  leftover left = {1.0f, 0.0f, 1.0f};
+  *far = 0;
   read_numbers<T>(mask, m);
   if (t.softmax) soften(m, &left.most, &left.part);
   const float factor = factor_of<T>(m, &left.back);
@@ -281,7 +294,7 @@ __device__ __forceinline__ leftover build_row(const call &t, int ty, int tx,
       const float x = d[2 * k] * t.scale + (float)(i - 1) * (t.scale - 1.0f);
       const float y = d[2 * k + 1] * t.scale + (float)(j - 1) * (t.scale - 1.0f);
       const bool near = fabsf(x) <= 1.0f && fabsf(y) <= 1.0f;
-      if (!near) left.far |= 1u << k;
+      if (!near) *far |= 1u << k;
       const float w = near ? m[k] * factor : 0.0f;
       const float across[3] = {__saturatef(-x), __saturatef(1.0f - fabsf(x)), __saturatef(x)};
       const float down[3] = {__saturatef(-y) * w, __saturatef(1.0f - fabsf(y)) * w,
@@ -370,6 +383,97 @@ __device__ __forceinline__ void multiply(const unsigned char *a, unsigned char *
                             sum[i / wide][i % wide], sum_pitch<N>, wmma::mem_row_major);
 }
 
+/* ---- Far taps ---------------------------------------------------------------------------------*/
+
+/* Weights of columns base and base + 1 for a sample at x, as in dcn_fwd_tiles.cu; last = W - 2. */
+__device__ __forceinline__ void hat(float x, float last, float *w0, float *w1, int *base) {
+  const float low = floorf(fmaxf(fminf(x, last), 0.0f)), t = x - low;
+  *w0 = fminf(__saturatef(1.0f - t), __saturatef(1.0f + t));
+  *w1 = fminf(__saturatef(t), __saturatef(2.0f - t));
+  *base = (int)low;
+}
+
+/* Tap k of output (y, x), whose sums are scaled by 1 / left.back. */
+template <typename T>
+__device__ __forceinline__ far_tap far_tap_of(const call &t, int y, int x, int k,
+                                              const unsigned char *offset,
+                                              const unsigned char *mask, const leftover &left) {
+  const int i = k * 11 >> 5, j = k - 3 * i; /* k / 3, k % 3 */
+  const T *d = reinterpret_cast<const T *>(offset) + 2 * k;
+  float m = ii_up(reinterpret_cast<const T *>(mask)[k]), w[4];
+  if (t.softmax) m = ii_dcn_exp(m - left.most) * left.part;
+  m *= __uint_as_float(0x7f000000u - __float_as_uint(left.back)); /* 1 / back, a power of two */
+  int h, v;
+  hat(((float)i + ii_up(d[0])) * t.scale + ((float)x - t.scale), (float)(t.W - 2), &w[0], &w[1],
+      &h);
+  hat(((float)j + ii_up(d[1])) * t.scale + ((float)y - t.scale), (float)(t.H - 2), &w[2], &w[3],
+      &v);
+  w[2] *= m;
+  w[3] *= m;
+  far_tap f;
+  f.w = make_float4(w[0] * w[2], w[1] * w[2], w[0] * w[3], w[1] * w[3]);
+  f.at = (unsigned)v * t.line + (unsigned)h * t.pitch;
+  return f;
+}
+
+/* Adds a far tap to its output's sums, 8 channels a lane; x: those in pixel 0 of the image. */
+template <typename T, int N>
+__device__ __forceinline__ void add_far(const call &t, const float4 &w, unsigned at, const uint4 *x,
+                                        float4 *sum) {
+  const float weight[4] = {w.x, w.y, w.z, w.w};
+  uint4 word[4];
+#pragma unroll
+  for (int c = 0; c < 4; c++) word[c] = __ldg(x + (at + c / 2 * t.line + c % 2 * t.pitch));
+  float4 a = sum[0], b = sum[1];
+  float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+  for (int c = 0; c < 4; c++) {
+    float wide[8];
+    unpack<T>(word[c].x, &wide[0], &wide[1]);
+    unpack<T>(word[c].y, &wide[2], &wide[3]);
+    unpack<T>(word[c].z, &wide[4], &wide[5]);
+    unpack<T>(word[c].w, &wide[6], &wide[7]);
+#pragma unroll
+    for (int n = 0; n < 8; n++) v[n] += weight[c] * wide[n];
+  }
+  sum[0] = make_float4(v[0], v[1], v[2], v[3]);
+  sum[1] = make_float4(v[4], v[5], v[6], v[7]);
+}
+
+/* Adds the far taps of the lanes' outputs (far: as bits; row, offset, mask: the lane's output) to
+ * the sums: one of each lane at a time, so that no two are of the same output, and N/8 lanes for
+ * each. x: the N channels in pixel 0 of the image. */
+template <typename T, int N>
+__device__ __forceinline__ void
+add_all_far(const call &t, const place &b, unsigned far, int row, const unsigned char *offset,
+            const unsigned char *mask, const leftover &left, const uint4 *x, unsigned char *sums) {
+  constexpr int pieces = N / 8;
+  const int lane = threadIdx.x % 32, piece = lane % pieces;
+  float4 *weights = reinterpret_cast<float4 *>(sums + sums_bytes<N>);
+  uint2 *places = reinterpret_cast<uint2 *>(weights + UNITS);
+  for (;;) {
+    const unsigned all = __ballot_sync(II_FULL_MASK, far != 0);
+    if (!all) break;
+    if (far) {
+      const far_tap f = far_tap_of<T>(t, b.y0 + row / TILE_W, b.x0 + row % TILE_W,
+                                      __ffs((int)far) - 1, offset, mask, left);
+      const int to = __popc(all & ((1u << lane) - 1));
+      weights[to] = f.w;
+      places[to] = make_uint2(f.at, (unsigned)row);
+      far &= far - 1;
+    }
+    __syncwarp();
+    const int count = __popc(all);
+#pragma unroll 1
+    for (int e = lane / pieces; e < count; e += 32 / pieces) {
+      const uint2 p = places[e];
+      float *sum = reinterpret_cast<float *>(sums) + p.y * sum_pitch<N> + piece * 8;
+      add_far<T, N>(t, weights[e], p.x, x + piece, reinterpret_cast<float4 *>(sum));
+    }
+    __syncwarp();
+  }
+}
+
 /* ---- Results ----------------------------------------------------------------------------------*/
 
 /* An output's numbers; from: its 8 channels in pixel 0 of the image. */
@@ -380,13 +484,14 @@ typedef struct {
   float most, part;
 } output;
 
-/* Adds the taps that `taps` names, corner by corner, only those inside. */
+/* The sums by the formula: tap by tap, corner by corner, only those inside. */
 template <typename T>
-__device__ __forceinline__ void add_taps(const call &t, const output &u, unsigned taps,
-                                         float (&sum)[8]) {
+__device__ __forceinline__ void term_by_term(const call &t, const output &u, float (&sum)[8]) {
+#pragma unroll
+  for (int n = 0; n < 8; n++) sum[n] = 0.0f;
 #pragma unroll 1
-  for (; taps; taps &= taps - 1) {
-    const int k = __ffs((int)taps) - 1, i = k * 11 >> 5, j = k - 3 * i; /* k / 3, k % 3 */
+  for (int k = 0; k < TAPS; k++) {
+    const int i = k * 11 >> 5, j = k - 3 * i; /* k / 3, k % 3 */
     const T *offset = reinterpret_cast<const T *>(u.offset) + 2 * k;
     float m = ii_up(reinterpret_cast<const T *>(u.mask)[k]);
     if (t.softmax) m = ii_dcn_exp(m - u.most) * u.part;
@@ -394,28 +499,19 @@ __device__ __forceinline__ void add_taps(const call &t, const output &u, unsigne
     const float y = ((float)j + ii_up(offset[1])) * t.scale + ((float)u.y - t.scale);
     if (!(y > -1.0f && x > -1.0f && y < (float)t.H && x < (float)t.W)) continue;
     const float left = floorf(x), up = floorf(y), lx = x - left, ly = y - up;
-    const float across[2] = {1.0f - lx, lx}, down[2] = {(1.0f - ly) * m, ly * m};
-    const int h = (int)left, v = (int)up;
-    const unsigned at = (unsigned)v * t.line + (unsigned)h * t.pitch;
-    uint4 word[4];
-    float w[4];
-#pragma unroll
+#pragma unroll 1
     for (int c = 0; c < 4; c++) {
-      const bool here =
-          (unsigned)(h + c % 2) < (unsigned)t.W && (unsigned)(v + c / 2) < (unsigned)t.H;
-      word[c] = make_uint4(0, 0, 0, 0);
-      if (here) word[c] = __ldg(u.from + (at + c / 2 * t.line + c % 2 * t.pitch));
-      w[c] = here ? across[c % 2] * down[c / 2] : 0.0f;
-    }
-#pragma unroll
-    for (int c = 0; c < 4; c++) {
+      const int h = (int)left + (c & 1), v = (int)up + (c >> 1);
+      if (h < 0 || v < 0 || h >= t.W || v >= t.H) continue;
+      const float w = (c & 1 ? lx : 1.0f - lx) * ((c >> 1 ? ly : 1.0f - ly) * m);
+      const uint4 word = __ldg(u.from + ((unsigned)v * t.line + (unsigned)h * t.pitch));
       float wide[8];
-      unpack<T>(word[c].x, &wide[0], &wide[1]);
-      unpack<T>(word[c].y, &wide[2], &wide[3]);
-      unpack<T>(word[c].z, &wide[4], &wide[5]);
-      unpack<T>(word[c].w, &wide[6], &wide[7]);
+      unpack<T>(word.x, &wide[0], &wide[1]);
+      unpack<T>(word.y, &wide[2], &wide[3]);
+      unpack<T>(word.z, &wide[4], &wide[5]);
+      unpack<T>(word.w, &wide[6], &wide[7]);
 #pragma unroll
-      for (int n = 0; n < 8; n++) sum[n] += w[c] * wide[n];
+      for (int n = 0; n < 8; n++) sum[n] += w * wide[n];
     }
   }
 }
@@ -451,7 +547,7 @@ __device__ __forceinline__ void put(const call &t, const place &b, const unsigne
     if constexpr (!std::is_same<T, ii_bf16>::value)
 #pragma unroll
       for (int i = 0; i < 8; i++) v[i] *= l.back;
-    if (l.far || is_no_number(v)) {
+    if (is_no_number(v)) {
       const output u = {b.x0 + tx,
                         b.y0 + row / TILE_W,
                         offset + row * t.record,
@@ -459,15 +555,7 @@ __device__ __forceinline__ void put(const call &t, const place &b, const unsigne
                         x + piece,
                         l.most,
                         l.part};
-      unsigned taps = l.far;
-#pragma unroll 1
-      for (;;) {
-        add_taps<T>(t, u, taps, v);
-        if (taps == ALL_TAPS || !is_no_number(v)) break;
-        taps = ALL_TAPS;
-#pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = 0.0f;
-      }
+      term_by_term<T>(t, u, v);
     }
     uint4 out;
     out.x = pack<T>(v[0], v[1]);
@@ -512,12 +600,14 @@ __global__ void __launch_bounds__(32 * MOST_GROUPS, 3) dcn_fwd_mma(const call t)
   const unsigned char *offset = rows + skew[0] + warp * t.offset_group;
   const unsigned char *mask =
       rows + warp * t.mask_group + (t.to_mask == SECOND ? t.second + skew[1] : skew[0] + t.to_mask);
-  { /* a lane's output: (ty, tx) of the upper or lower half */
-    const int ty = lane / 8, lower = lane / 4 % 2, tx = lane % 4;
-    const int row = lower * 16 + ty * 4 + tx;
-    left[row] = build_row<T>(t, ty, tx, offset + row * t.record, mask + row * t.record,
-                             a + 2 * (lower * A_HALF + (ty * 4 + tx) * A_PITCH));
-  }
+  /* a lane's output: (ty, tx) of the upper or lower half */
+  const int ty = lane / 8, lower = lane / 4 % 2, tx = lane % 4, row = lower * 16 + ty * 4 + tx;
+  const unsigned char *my_offset = offset + row * t.record, *my_mask = mask + row * t.record;
+  unsigned far;
+  const leftover mine = build_row<T>(t, ty, tx, my_offset, my_mask,
+                                     a + 2 * (lower * A_HALF + (ty * 4 + tx) * A_PITCH), &far);
+  left[row] = mine;
+  if (row / TILE_W >= b.height || tx >= b.width) far = 0;
   uint4 *y = reinterpret_cast<uint4 *>(t.y + b.image * t.y_image) + channel;
 #pragma unroll
   for (int d = 0; d < D; d += N) {
@@ -529,6 +619,7 @@ __global__ void __launch_bounds__(32 * MOST_GROUPS, 3) dcn_fwd_mma(const call t)
     __syncwarp();
     multiply<T, N>(a, around_bytes);
     __syncwarp();
+    add_all_far<T, N>(t, b, far, row, my_offset, my_mask, mine, x + d / 8, around_bytes);
     put<T, N>(t, b, offset, mask, left, reinterpret_cast<const float *>(around_bytes), x + d / 8,
               y + d / 8);
   }

@@ -73,5 +73,15 @@ const dcn_variant dcn_variants[] = {
      .bf16_weights = 0x1p-17,
      .has = dcn_variant_is_published,
      .backward = dcn_variant_gx_halo3},
+    {.name = "gx_one",
+     .idea = "the product's gx with one number for a weight instead of two",
+     .takes = "3x3, stride 1, groups of 16, 32, 64; f16, bf16",
+     .diary = "DCN backward, to try on a GPU",
+     .parts = VARIANT_GX,
+     .repeats = true,
+     .f16_weights = 0x1p-11,
+     .bf16_weights = 0x1p-8,
+     .has = dcn_variant_has_gx_one,
+     .backward = dcn_variant_gx_one},
 };
 const int dcn_variant_count = sizeof dcn_variants / sizeof *dcn_variants;

@@ -51,6 +51,8 @@ int dcn_variant_fwd_units(ii_kctx *k, const ii_dcn_args *a);
 int dcn_variant_bwd_scatter(ii_kctx *k, const ii_dcn_args *a);
 int dcn_variant_bwd_gather(ii_kctx *k, const ii_dcn_args *a);
 int dcn_variant_gx_halo3(ii_kctx *k, const ii_dcn_args *a);
+int dcn_variant_gx_one(ii_kctx *k, const ii_dcn_args *a);
+bool dcn_variant_has_gx_one(const ii_dcn_args *a);
 
 /* dcn_fwd_mma.cu: the calls of dcn_fwd_tiles.cu in 16 bits. */
 bool dcn_variant_has_fwd_mma(const ii_dcn_args *a);
