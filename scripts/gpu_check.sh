@@ -290,11 +290,19 @@ if ldd "$bin/train" 2>/dev/null | grep -q 'not found'; then
     done
   done
 fi
+own_library_path=${LD_LIBRARY_PATH-} # PyTorch's; some machines find the driver by it
 export LD_LIBRARY_PATH=$paths${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 missing=$(ldd "$bin/train" 2>&1 | grep 'not found' | paste -sd' ')
 fact library-path "$LD_LIBRARY_PATH"
 export II_TEST_DEVICE=$device II_BIN_DIR=$bin
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-2000} # tests run side by side: their idle threads shall not spin
 [ -z "$missing" ] || finish "FAILED: libraries are missing here: $missing" 1
+"$bin/train" --version >"$out/logs/start.log" 2>&1 </dev/null
+case $? in
+0) ;;
+132) finish "FAILED: the programs are compiled for another processor (illegal instruction): configure with -DII_NATIVE=OFF" 1 ;;
+*) finish "FAILED: the programs do not start here: $(tail -n 1 "$out/logs/start.log")" 1 ;;
+esac
 
 # ---- tests --------------------------------------------------------------------------------------
 
@@ -446,11 +454,11 @@ torch_step() {
 
 if [ -z "$python" ]; then
   note pytorch bench absent "no python3 that imports torch (PYTHON chooses one)"
-elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+elif ! env LD_LIBRARY_PATH="$own_library_path" "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   note pytorch bench absent "$python has torch, but without a GPU that it can use"
 else
-  fact PyTorch "$("$python" -c 'import torch; print(torch.__version__, "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version())')"
-  torch=(env -u LD_LIBRARY_PATH "$python" -W ignore)
+  fact PyTorch "$(env LD_LIBRARY_PATH="$own_library_path" "$python" -c 'import torch; print(torch.__version__, "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version())')"
+  torch=(env LD_LIBRARY_PATH="$own_library_path" "$python" -W ignore)
   if [ $small = 1 ]; then
     phase torch-ops bench 60 "${torch[@]}" bench/torch_gpu_ops.py --set tiny --batch 4 --repeat 3
   elif [ $full = 1 ]; then
