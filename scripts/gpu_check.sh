@@ -297,16 +297,20 @@ fact library-path "$LD_LIBRARY_PATH"
 export II_TEST_DEVICE=$device II_BIN_DIR=$bin
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-2000} # tests run side by side: their idle threads shall not spin
 [ -z "$missing" ] || finish "FAILED: libraries are missing here: $missing" 1
+other_processor() {
+  finish "FAILED: the programs are compiled for another processor (illegal instruction): configure with -DII_NATIVE=OFF" 1
+}
 "$bin/train" --version >"$out/logs/start.log" 2>&1 </dev/null
 case $? in
 0) ;;
-132) finish "FAILED: the programs are compiled for another processor (illegal instruction): configure with -DII_NATIVE=OFF" 1 ;;
+132) other_processor ;;
 *) finish "FAILED: the programs do not start here: $(tail -n 1 "$out/logs/start.log")" 1 ;;
 esac
 
 # ---- tests --------------------------------------------------------------------------------------
 
 phase doctor test 120 "$bin/train" --doctor --device "$device"
+! grep -q '^note exit status 132' "$out/phases/$(printf %03d $number)" || other_processor
 if grep -q '^cuda: not tested' "$out/logs/doctor.log"; then
   failed_text=$(sed -n 's/^cuda: not tested: //p' "$out/logs/doctor.log")
   finish "no GPU was checked: $failed_text" 77
@@ -355,10 +359,10 @@ else
         "$out/phases/$(printf %03d $number)"
       break
     fi
-    # all kernels of ours, and none of the libraries', are in an anonymous namespace
+    # all kernels of ours, and few of the libraries', are in an anonymous namespace
     if grep -q '^status failed' "$out/phases/$(printf %03d $number)" &&
       grep -q 'kernels passed' "$out/logs/sanitizer-$tool.log" &&
-      ! grep -q 'anonymous namespace\|_GLOBAL__N_' "$out/logs/sanitizer-$tool.log"; then
+      ! grep -q 'anonymous namespace\|_GLOBAL__N_\|<unnamed>\|_INTERNAL_' "$out/logs/sanitizer-$tool.log"; then
       sed -i "s/^status .*/status passed/; s/^note .*/note reports from inside NVIDIA's libraries alone/" \
         "$out/phases/$(printf %03d $number)"
     fi
