@@ -169,13 +169,50 @@ static void images_do_not_depend_on_their_batch(void **state) {
   }
 }
 
+/* Corners outside have no term, whatever the modulation: an infinity or NaN in x, or in the
+ * modulation of a tap outside, reaches the same results as in the product's kernel, and no others.
+ */
+static void what_is_not_finite(void **state) {
+  static const double bad[] = {INFINITY, NAN, -INFINITY};
+  for (int i = 1; i < 5; i++)
+    for (int t = 1; t < COUNT(types); t++) {
+      problem p = make(&calls[i]);
+      for (int64_t n = 0; n < p.n_x; n += 5 * p.l.D * p.l.G + 1) p.x[n] = bad[n % 3];
+      for (int64_t n = 0; n < p.rows; n += 5) { /* a tap far outside with any modulation */
+        p.off[n * p.row] = -500;
+        p.mask[n * p.mask_row] = p.l.softmax ? 1 : bad[n / 5 % 3];
+      }
+      for (int64_t n = 3; n < p.rows; n += 11) p.mask[n * p.mask_row + 4] = NAN;
+      tested = (gpu_kernels){ii_cuda_dcn_fwd, NULL, 0, 0};
+      const mode m = {&gpu, types[t], types[t], 0, false, 0, 0};
+      results want = run(&p, m);
+      int64_t finite = 0;
+      double most = 0;
+      for (int64_t n = 0; n < p.n_y; n++)
+        if (isfinite(want.v[Y][n])) finite++, most = fmax(most, fabs(want.v[Y][n]));
+      assert_in_range(finite, 1, p.n_y - 1);
+      for (int v = 1; v < dcn_variant_count; v++) {
+        choose(&dcn_variants[v]);
+        if (!tested.forward) continue;
+        results got = run(&p, m);
+        for (int64_t n = 0; n < p.n_y && !refused; n++) {
+          const double a = got.v[Y][n], b = want.v[Y][n];
+          if (isnan(b) ? !isnan(a) : isinf(b) ? a != b : !(fabs(a - b) <= most * 0x1p-8))
+            fail_msg("%s, %s: y[%lld] is %g, not %g", dcn_variants[v].name, p.l.name, (long long)n,
+                     a, b);
+        }
+        results_free(&got);
+      }
+      results_free(&want);
+      unmake(&p);
+    }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(table_is_complete),
-      cmocka_unit_test(as_in_double_precision),
-      cmocka_unit_test(types_and_alignments),
-      cmocka_unit_test(offsets_that_are_no_numbers),
-      cmocka_unit_test(images_do_not_depend_on_their_batch),
+      cmocka_unit_test(table_is_complete),    cmocka_unit_test(as_in_double_precision),
+      cmocka_unit_test(types_and_alignments), cmocka_unit_test(offsets_that_are_no_numbers),
+      cmocka_unit_test(what_is_not_finite),   cmocka_unit_test(images_do_not_depend_on_their_batch),
   };
   const int opened = engines_open();
   if (opened) return opened;
