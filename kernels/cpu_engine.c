@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "kernels/cpu_amx.h"
 #include "kernels/cpu_engine.h"
 #include "kernels/cpu_onednn.h"
 
@@ -16,6 +17,7 @@ typedef struct {
   void *gelu_table;
   size_t gelu_bytes;
   ii_onednn *dnn;
+  bool amx;
 } cpu_engine;
 
 int ii_kernel_error(ii_kctx *k, const char *fmt, ...) {
@@ -43,6 +45,7 @@ int ii_cpu_engine_open(ii_kctx *k, int threads) {
   cpu_engine *e = calloc(1, sizeof *e);
   if (!e) return ii_kernel_error(k, "cpu engine: out of memory");
   k->engine = e;
+  e->amx = ii_amx_available();
   omp_set_dynamic(0); /* fewer threads than asked for would change the order of sums */
   omp_set_num_threads(k->threads);
   if (ii_onednn_open(k, &e->dnn) != 0) {
@@ -61,6 +64,10 @@ void ii_cpu_engine_close(ii_kctx *k) {
   free(e->gelu_table);
   free(e);
   k->engine = NULL;
+}
+
+bool ii_cpu_amx(const ii_kctx *k) {
+  return ((const cpu_engine *)k->engine)->amx;
 }
 
 ii_onednn *ii_cpu_onednn(ii_kctx *k) {

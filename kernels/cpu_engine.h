@@ -23,6 +23,9 @@ void *ii_cpu_scratch(ii_kctx *k, int slot, size_t bytes);
  * Call outside parallel regions. */
 const void *ii_cpu_gelu_table(ii_kctx *k, size_t bytes, void (*fill)(void *memory));
 
+/* Whether this engine multiplies bf16 matrices on AMX (kernels/cpu_amx.h). */
+bool ii_cpu_amx(const ii_kctx *k);
+
 /* Stores one printf-style sentence in k->error; returns 1. */
 int ii_kernel_error(ii_kctx *k, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
