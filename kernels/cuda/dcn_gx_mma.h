@@ -421,7 +421,8 @@ int launch(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t, const ii_dc
   if (ii_dcn_shape_of(k, a, &s)) return 1;
   const int64_t items = a->N * t.tiles * a->G * (s.D / N), blocks = ii_ceil_div(items, WARPS);
   if (blocks > INT_MAX) return ii_cuda_error(k, "dcn: too many pixels; use smaller batches");
-  const int shared = WARPS * warp_bytes<O, N>;
+  constexpr int shared = WARPS * warp_bytes<O, N>;
+  static_assert(shared <= II_DCN_MOST_SHARED, "some GPUs have no more");
   II_CUDA_TRY(k, cudaFuncSetAttribute(dcn_gx_mma<T, O, N, PARTS>,
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   II_LAUNCH(k, (dcn_gx_mma<T, O, N, PARTS>), (unsigned)blocks, 32 * WARPS, (size_t)shared, s, t,
