@@ -274,7 +274,8 @@ void check_integers() {
 void check_floats() {
   EXPECT(fabsf(rsqrtf(4.0f) - 0.5f) < 1e-6f && fabsf(normcdff(0.0f) - 0.5f) < 1e-7f);
   EXPECT(fabs(normcdf(1.0) - 0.84134474606854293) < 1e-15 && __saturatef(NAN) == 0);
-  EXPECT(fabsf(__expf(1.0f) - 2.7182817f) < 1e-6f && __fdividef(3, 4) == 0.75f);
+  EXPECT(fabsf(__expf(1.0f) - 2.7182817f) < 1e-6f && __fdividef(3, 4) != 0.75f);
+  EXPECT(fabsf(__fdividef(3, 4) - 0.75f) < 1e-6f && __fdividef(1, 0x1.8p126f) == 0);
   float s, c;
   __sincosf(0.5f, &s, &c);
   EXPECT(fabsf(s * s + c * c - 1) < 1e-6f && fabsf(__powf(2, 3) - 8) < 1e-5f);

@@ -1,5 +1,6 @@
 /* Scalar intrinsics that nvcc has built in, for emulate.h. Where the GPU's fast version is less
- * exact (__expf, rsqrtf, ...) these are the exact ones: compare with tolerances. */
+ * exact (__expf, rsqrtf, ...) these are the exact ones, but for __fdividef: compare with
+ * tolerances. */
 #ifndef II_EMULATE_MATH_H
 #define II_EMULATE_MATH_H
 
@@ -48,8 +49,14 @@ static inline void sincospif(float x, float *s, float *c) {
 static inline float fdividef(float a, float b) {
   return a / b;
 }
+/* Two units beside the quotient, up or down, which is as far as a GPU's may be; 0 for divisors
+ * beyond 2^126. */
 static inline float __fdividef(float a, float b) {
-  return a / b;
+  uint32_t bits;
+  memcpy(&bits, &b, sizeof bits);
+  const float q = fabsf(b) > 0x1p126f && fabsf(b) < INFINITY ? 0 * a : a / b;
+  const float to = bits * 2654435761u >> 31 ? INFINITY : -INFINITY;
+  return q == 0 || q - q != 0 ? q : nextafterf(nextafterf(q, to), to);
 }
 static inline float __saturatef(float x) {
   return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f;
