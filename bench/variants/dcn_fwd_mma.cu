@@ -191,23 +191,20 @@ template <typename T> __device__ __forceinline__ void unpack(unsigned word, floa
   *b = ii_up(pair.v[1]);
 }
 
-/* n numbers of type T from p on, which may lie between two words. */
+/* n numbers of type T from p on, which may lie between two words; nothing beyond them is read. */
 template <typename T, int n>
 __device__ __forceinline__ void read_numbers(const unsigned char *p, float (&v)[n]) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(p);
-  const unsigned *word = reinterpret_cast<const unsigned *>(p - (at & 2u));
-  const unsigned shift = (unsigned)(at & 2u) * 8;
-  constexpr int words = n / 2 + 1; /* that many in either case, when n is odd */
-  unsigned w[words];
+  const unsigned half = (unsigned)(reinterpret_cast<uintptr_t>(p) & 2u);
+  const unsigned *word = reinterpret_cast<const unsigned *>(p - half);
+  const unsigned short *number = reinterpret_cast<const unsigned short *>(p);
+  unsigned w[n / 2 + 1];
 #pragma unroll
-  for (int i = 0; i < words; i++) w[i] = word[i];
+  for (int i = 0; i < n / 2; i++) w[i] = word[i];
+  w[n / 2] = number[n / 2 * 2 - 1];
 #pragma unroll
   for (int i = 0; i < n / 2; i++)
-    unpack<T>(__funnelshift_r(w[i], w[i + 1], shift), &v[2 * i], &v[2 * i + 1]);
-  if constexpr (n % 2) {
-    float beyond;
-    unpack<T>(w[n / 2] >> shift, &v[n - 1], &beyond);
-  }
+    unpack<T>(__funnelshift_r(w[i], w[i + 1], half * 8), &v[2 * i], &v[2 * i + 1]);
+  if constexpr (n % 2) v[n - 1] = ii_up(reinterpret_cast<const T *>(p)[n - 1]);
 }
 
 /* Softmax of m; the order of the sum is that of the other kernels. */
@@ -259,8 +256,9 @@ __device__ __forceinline__ void store_five(unsigned char *to, const float (&v)[R
     const unsigned *w = plane ? second : first;
     const unsigned o0 = __byte_perm(0, w[0], odd), o1 = __byte_perm(w[0], w[1], odd),
                    o2 = __byte_perm(w[1], w[2], odd);
+    const bool right = tx & 2;
     *reinterpret_cast<uint4 *>(to + plane * 2 * ROW) =
-        tx & 2 ? make_uint4(0, o0, o1, o2) : make_uint4(o0, o1, o2, 0);
+        make_uint4(right ? 0 : o0, right ? o0 : o1, right ? o1 : o2, right ? o2 : 0);
   }
 }
 
