@@ -257,8 +257,11 @@ __global__ void __launch_bounds__(THREADS, resident<R>::gradients)
       if (r < D)
 #pragma unroll
         for (int o = 0; o < S; o++) widen<T, V>(a[r][o], other[r][o]);
+      /* Rows below the image are zeros, and their sums are not stored: maps of 14 and 7 rows end in
+       * the middle of a tile. The forward needs more registers with such a branch. */
+      const bool inside = h - HALF + r < s.H;
 #pragma unroll
-      for (int j = 0; j < S + K - 1; j++) {
+      for (int j = 0; j < S + K - 1 && inside; j++) {
         R up[V];
         widen<T, V>(v[r][j], up);
         if (r >= HALF && r < HALF + D && j >= HALF && j < HALF + S)
