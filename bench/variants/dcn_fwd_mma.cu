@@ -39,6 +39,8 @@ namespace wmma = nvcuda::wmma;
 enum { TILE_W = 4, TILE_H = 8, UNITS = 32, EDGE = 2, TAPS = 9, ALL_TAPS = (1 << TAPS) - 1 };
 enum { AROUND_W = 8, AROUND_H = 12, AROUND = AROUND_W * AROUND_H, REACH = 5 };
 enum { MOST_GROUPS = 4 }; /* of a block */
+/* Far taps of a warp, of 288, beyond which the product does not pay. */
+enum { MOST_FAR = 128 };
 /* A: 16-bit numbers. A row has 64 first parts, 64 second parts, and 8 so that the rows of eight
  * lanes lie on different banks; the lower outputs' rows begin half of all banks later, because four
  * lanes of either half write together. */
@@ -57,11 +59,11 @@ typedef struct {
   float most, part; /* softmax: the largest logit, 1 / the sum */
 } leftover;
 
-/* A far tap: weights of its corners, the first of which is `at` 16 bytes from the image's first
- * pixel, for output `row`. */
+/* A tap that is added by itself: weights of its corners, the first of which is `at` times 16 bytes
+ * from the image's first pixel. */
 typedef struct {
   float4 w;
-  unsigned at, row;
+  unsigned at;
 } far_tap;
 
 /* Bytes of shared memory of one warp: A, x (later the sums, then a far tap of each lane),
@@ -414,16 +416,14 @@ __device__ __forceinline__ far_tap far_tap_of(const call &t, int y, int x, int k
   return f;
 }
 
-/* Adds a far tap to its output's sums, 8 channels a lane; x: those in pixel 0 of the image. */
-template <typename T, int N>
-__device__ __forceinline__ void add_far(const call &t, const float4 &w, unsigned at, const uint4 *x,
-                                        float4 *sum) {
+/* Adds a tap to 8 sums; x: their channels in pixel 0 of the image. */
+template <typename T>
+__device__ __forceinline__ void add_tap(const call &t, const float4 &w, unsigned at, const uint4 *x,
+                                        float (&v)[8]) {
   const float weight[4] = {w.x, w.y, w.z, w.w};
   uint4 word[4];
 #pragma unroll
   for (int c = 0; c < 4; c++) word[c] = __ldg(x + (at + c / 2 * t.line + c % 2 * t.pitch));
-  float4 a = sum[0], b = sum[1];
-  float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
   for (int c = 0; c < 4; c++) {
     float wide[8];
@@ -434,8 +434,6 @@ __device__ __forceinline__ void add_far(const call &t, const float4 &w, unsigned
 #pragma unroll
     for (int n = 0; n < 8; n++) v[n] += weight[c] * wide[n];
   }
-  sum[0] = make_float4(v[0], v[1], v[2], v[3]);
-  sum[1] = make_float4(v[4], v[5], v[6], v[7]);
 }
 
 /* Adds the far taps of the lanes' outputs (far: as bits; row, offset, mask: the lane's output) to
@@ -465,8 +463,13 @@ add_all_far(const call &t, const place &b, unsigned far, int row, const unsigned
 #pragma unroll 1
     for (int e = lane / pieces; e < count; e += 32 / pieces) {
       const uint2 p = places[e];
-      float *sum = reinterpret_cast<float *>(sums) + p.y * sum_pitch<N> + piece * 8;
-      add_far<T, N>(t, weights[e], p.x, x + piece, reinterpret_cast<float4 *>(sum));
+      float4 *sum = reinterpret_cast<float4 *>(reinterpret_cast<float *>(sums) +
+                                               p.y * sum_pitch<N> + piece * 8);
+      const float4 a = sum[0], c = sum[1];
+      float v[8] = {a.x, a.y, a.z, a.w, c.x, c.y, c.z, c.w};
+      add_tap<T>(t, weights[e], p.x, x + piece, v);
+      sum[0] = make_float4(v[0], v[1], v[2], v[3]);
+      sum[1] = make_float4(v[4], v[5], v[6], v[7]);
     }
     __syncwarp();
   }
@@ -522,6 +525,11 @@ __device__ __forceinline__ bool is_no_number(const float (&v)[8]) {
   return any != any;
 }
 
+template <typename T> __device__ __forceinline__ void store(uint4 *y, const float (&v)[8]) {
+  __stwb(y, make_uint4(pack<T>(v[0], v[1]), pack<T>(v[2], v[3]), pack<T>(v[4], v[5]),
+                       pack<T>(v[6], v[7])));
+}
+
 /* N channels of the 32 outputs to y. Eight neighbouring lanes have eight rows of the sums, two of
  * which meet on the same banks: half of the lanes read the later four numbers first. offset, mask:
  * of the group in the tile's first pixel, in shared memory; x, y: its N channels in pixel 0. */
@@ -555,14 +563,50 @@ __device__ __forceinline__ void put(const call &t, const place &b, const unsigne
                         l.part};
       term_by_term<T>(t, u, v);
     }
-    uint4 out;
-    out.x = pack<T>(v[0], v[1]);
-    out.y = pack<T>(v[2], v[3]);
-    out.z = pack<T>(v[4], v[5]);
-    out.w = pack<T>(v[6], v[7]);
-    __stwb(y + to, out);
+    store<T>(y + to, v);
     from += at_once * sum_pitch<N> / 4;
     to += at_once / TILE_W * (unsigned)t.W * t.y_pitch;
+  }
+}
+
+/* The 32 outputs without a product, for warps most of whose taps are far: all taps to the place of
+ * A, then D/8 lanes per output. row, my_offset, my_mask, left: of the lane's output; offset, mask:
+ * of the tile's first; x, y: the group's channels in pixel 0. */
+template <typename T, int D>
+__device__ __forceinline__ void
+gather_all(const call &t, const place &b, int row, const unsigned char *my_offset,
+           const unsigned char *my_mask, leftover left, const unsigned char *offset,
+           const unsigned char *mask, const leftover *lefts, unsigned char *a, const uint4 *x,
+           uint4 *y) {
+  constexpr int pieces = D / 8, at_once = 32 / pieces;
+  static_assert(TAPS * UNITS * 20 <= A_BYTES, "all taps fit");
+  float4 *weights = reinterpret_cast<float4 *>(a);
+  unsigned *places = reinterpret_cast<unsigned *>(weights + TAPS * UNITS);
+  left.back = 1.0f;
+#pragma unroll 1
+  for (int k = 0; k < TAPS; k++) {
+    const far_tap f =
+        far_tap_of<T>(t, b.y0 + row / TILE_W, b.x0 + row % TILE_W, k, my_offset, my_mask, left);
+    weights[k * UNITS + row] = f.w;
+    places[k * UNITS + row] = f.at;
+  }
+  __syncwarp();
+  const int piece = threadIdx.x % 32 % pieces;
+#pragma unroll 1
+  for (int r = (int)threadIdx.x % 32 / pieces; r < b.height * TILE_W; r += at_once) {
+    const int ty = b.y0 + r / TILE_W, tx = b.x0 + r % TILE_W;
+    if (r % TILE_W >= b.width) continue;
+    float v[8] = {};
+#pragma unroll 3
+    for (int k = 0; k < TAPS; k++)
+      add_tap<T>(t, weights[k * UNITS + r], places[k * UNITS + r], x + piece, v);
+    if (is_no_number(v)) {
+      const output u = {
+          tx,           ty, offset + r * t.record, mask + r * t.record, x + piece, lefts[r].most,
+          lefts[r].part};
+      term_by_term<T>(t, u, v);
+    }
+    store<T>(y + ((unsigned)(ty * t.W + tx) * t.y_pitch + piece), v);
   }
 }
 
@@ -607,6 +651,11 @@ __global__ void __launch_bounds__(32 * MOST_GROUPS, 3) dcn_fwd_mma(const call t)
   left[row] = mine;
   if (row / TILE_W >= b.height || tx >= b.width) far = 0;
   uint4 *y = reinterpret_cast<uint4 *>(t.y + b.image * t.y_image) + channel;
+  if (__reduce_add_sync(II_FULL_MASK, (unsigned)__popc(far)) > MOST_FAR) {
+    __syncwarp();
+    gather_all<T, D>(t, b, row, my_offset, my_mask, mine, offset, mask, left, a, x, y);
+    return;
+  }
 #pragma unroll
   for (int d = 0; d < D; d += N) {
     if (d) {
