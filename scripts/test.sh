@@ -75,8 +75,8 @@ part_emulate() {
 }
 # Counts of memory accesses against their bounds.
 part_profile() {
-  targets=profile_dcn build emulate-profile
-  check emulate-profile -R '^profile_dcn$' "$@"
+  targets="profile_dcn profile_dwconv" build emulate-profile
+  check emulate-profile -R '^profile_(dcn|dwconv)$' "$@"
 }
 part_gate() {
   bash scripts/cuda_gate.sh
