@@ -3,12 +3,13 @@
  *   y[u,d] = sum over the pixels p around the tile of A[u,p] x[p,d]
  * with A[u,p] = the sum of m_k a_c over the taps k of output u that have corner c in pixel p.
  *
- * A is built in registers. While a tap is at most one pixel away from its place in a window without
- * offsets, its corners are among 3 x 3 pixels known beforehand, with weights
- *   sat(-t), sat(1 - |t|), sat(t)       t: the distance in one direction, sat: limited to [0,1]
- * per direction, zeros included: 9 multiply-adds per tap into the 5 x 5 pixels around the output,
- * no address, no comparison, no number read back. Taps further away are *far*: they get the weight
- * 0 here, and the lanes that write the output add them corner by corner.
+ * A is built in registers. In either direction, a tap's corners are sought among five pixels around
+ * the output only, of which tap 0 may reach the first four, tap 2 the last four: while an offset
+ * moves it by at most one pixel outwards and two inwards. Their weights are
+ *   sat(1 - |x - h|)       x: the sample, h: a pixel; sat: limited to [0,1]
+ * zeros included: 16 to 25 multiply-adds per tap, no address, nothing read back. Taps further away
+ * are *far*: they get the weight 0 here and are added corner by corner afterwards, or, where most
+ * of a warp's are far, all of its taps are gathered like that.
  *
  * Mapping: a block has 4 x 8 pixels of an image and some groups of each, a warp one group, a lane
  * one output, whose row of A it owns.
@@ -264,6 +265,27 @@ __device__ __forceinline__ void store_five(unsigned char *to, const float (&v)[R
   }
 }
 
+/* Of the five pixels around an output, in one direction, those that tap 0, 1 or 2 may reach. */
+__host__ __device__ constexpr int first_of(int tap) {
+  return tap == 2 ? 1 : 0;
+}
+__host__ __device__ constexpr int last_of(int tap) {
+  return tap == 0 ? 3 : 4;
+}
+/* Their weights for a sample at x, 0 being the output's pixel. False when x is not between them:
+ * the tap is far. */
+__device__ __forceinline__ bool hats(int tap, float x, float (&w)[REACH]) {
+  const int first = first_of(tap) - EDGE, last = last_of(tap) - EDGE;
+#pragma unroll
+  for (int h = first; h <= last; h++) {
+    const float v = h == first  ? (float)(first + 1) - x
+                    : h == last ? x - (float)(last - 1)
+                                : 1.0f - fabsf(x - (float)h);
+    w[h + EDGE] = __saturatef(v);
+  }
+  return x >= (float)first && x <= (float)last;
+}
+
 /* The row of the lane's output (ty, tx) of its 4 x 4. row: in shared memory; offset, mask: the
  * output's. To *far: its far taps, as bits. */
 template <typename T>
@@ -291,23 +313,20 @@ __device__ __forceinline__ leftover build_row(const call &t, int ty, int tx,
 #pragma unroll
     for (int i = 0; i < 3; i++) {
       const int k = i * 3 + j;
-      const float x = d[2 * k] * t.scale + (float)(i - 1) * (t.scale - 1.0f);
-      const float y = d[2 * k + 1] * t.scale + (float)(j - 1) * (t.scale - 1.0f);
-      const bool near = fabsf(x) <= 1.0f && fabsf(y) <= 1.0f;
-      if (!near) *far |= 1u << k;
-      const float w = near ? m[k] * factor : 0.0f;
-      const float across[3] = {__saturatef(-x), __saturatef(1.0f - fabsf(x)), __saturatef(x)};
-      const float down[3] = {__saturatef(-y) * w, __saturatef(1.0f - fabsf(y)) * w,
-                             __saturatef(y) * w};
+      float across[REACH], down[REACH];
+      const bool near_x = hats(i, (d[2 * k] + (float)(i - 1)) * t.scale, across);
+      const bool near_y = hats(j, (d[2 * k + 1] + (float)(j - 1)) * t.scale, down);
+      const float w = near_x && near_y ? m[k] * factor : 0.0f;
+      if (!(near_x && near_y)) *far |= 1u << k;
 #pragma unroll
-      for (int v = 0; v < 3; v++)
+      for (int v = first_of(j); v <= last_of(j); v++)
 #pragma unroll
-        for (int h = 0; h < 3; h++) a[j + v][i + h] += across[h] * down[v];
+        for (int h = first_of(i); h <= last_of(i); h++) a[v][h] += across[h] * (down[v] * w);
     }
-    store_five<T>(to + j * 16, a[j], tx);
+    if (j == 1) store_five<T>(to, a[0], tx);
   }
-  store_five<T>(to + 3 * 16, a[3], tx);
-  store_five<T>(to + 4 * 16, a[4], tx);
+#pragma unroll
+  for (int v = 1; v < REACH; v++) store_five<T>(to + v * 16, a[v], tx);
   return left;
 }
 
