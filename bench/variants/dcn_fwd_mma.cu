@@ -17,9 +17,9 @@
  *     aligned (the only barrier follows), the 8 x 12 pixels around, with zeros outside the image,
  *     32 channels at a time, to the warp's part of it;
  *   - a row of A is 8 x 8 pixels, those around the upper or lower 4 x 4 outputs. Each number is
- * split into two of type T, their sum being good to 2^-22 (fp16) or 2^-17 (bf16) of it. fp16
- * numbers are scaled, by output, so that the largest modulation is between 2^11 and 2^12: the sum
- * of nine does not overflow, the second parts do not vanish;
+ *     split into two of type T, their sum being good to 2^-22 (fp16) or 2^-17 (bf16) of it. fp16
+ *     numbers are scaled, by output, so that the largest modulation is between 2^11 and 2^12: the
+ *     sum of nine does not overflow, the second parts do not vanish;
  *   - 16 outputs x 16 pixels x 16 channels at a time go to the tensor cores, sums in fp32, which
  *     return through shared memory as vectors of 16 bytes.
  * A zero of A times an infinity is NaN where the formula has no term, and a modulation may be no
@@ -37,7 +37,7 @@ namespace {
 
 namespace wmma = nvcuda::wmma;
 
-enum { TILE_W = 4, TILE_H = 8, UNITS = 32, EDGE = 2, TAPS = 9, ALL_TAPS = (1 << TAPS) - 1 };
+enum { TILE_W = 4, TILE_H = 8, UNITS = 32, EDGE = 2, TAPS = 9 };
 enum { AROUND_W = 8, AROUND_H = 12, AROUND = AROUND_W * AROUND_H, REACH = 5 };
 enum { MOST_GROUPS = 4 }; /* of a block */
 /* Far taps of a warp, of 288, beyond which the product does not pay. */
@@ -89,8 +89,8 @@ typedef struct {
   const unsigned char *x;
   unsigned char *y;
   int64_t x_image, y_image; /* bytes from image to image */
-  unsigned pitch, line,
-      y_pitch; /* 16 bytes: from pixel to pixel and row to row of x, pixels of y */
+  unsigned pitch, line;     /* 16 bytes: from pixel to pixel, row to row of x */
+  unsigned y_pitch;         /* the same of y's pixels */
   span rows[2];
   int H, W, G, gc; /* gc: groups per block */
   unsigned chunks, by_chunks;
