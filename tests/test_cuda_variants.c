@@ -13,6 +13,10 @@ static const layout calls[] = {
     {"24x24, up to 32 pixels", V4, 1, 24, 24, 1, 16, K3, false, 1, 0x1p-1, 0},
     {"11x10, groups of 64", V3_JOINT, 1, 11, 10, 2, 64, K3, true, 1, 0x1p-4, 0},
     {"12x17, scale 2", V4, 1, 12, 17, 4, 32, K3, false, 2, 0x1p-4, 0},
+    {"7x10, 7 groups", V4, 2, 7, 10, 7, 16, K3, false, 1, 0x1p-5, 0},
+    {"9x8, 5 groups, softmax", V3, 1, 9, 8, 5, 32, K3, true, 0.5, 0x1p-5, 0},
+    {"8x11, 16 groups", V3, 1, 8, 11, 16, 16, K3, false, 1, 0x1p-5, 0},
+    {"10x9, 9 groups", V3_JOINT, 1, 10, 9, 9, 16, K3, false, 1, 0x1p-5, 0},
     {"2x2", V4, 3, 2, 2, 4, 16, K3, false, 1, 0x1p-5, 0},
     {"1x1", V4, 2, 1, 1, 2, 32, K3, false, 1, 0x1p-5, 0},
 };
