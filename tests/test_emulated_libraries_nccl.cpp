@@ -14,6 +14,7 @@ extern "C" {
 }
 #include <cuda_runtime_api.h>
 #include <nccl.h>
+#include <atomic>
 #include <functional>
 #include <string>
 #include <thread>
@@ -387,12 +388,17 @@ void dead_peer(void **) {
 void absent_peer(void **) {
   setenv("II_EMU_NCCL_TIMEOUT", "0.5", 1);
   const ncclUniqueId id = new_id();
+  std::atomic<bool> over{false};
   as_threads(2, [&](rank &r) {
     r.join(id);
-    if (r.number == 1) {
-      usleep(2000000);
+    if (r.number == 1) { /* is there, and takes no part */
+      while (!over) usleep(1000);
       return;
     }
+    struct at_end { /* also when an expectation fails */
+      std::atomic<bool> &flag;
+      ~at_end() { flag = true; }
+    } end{over};
     buffer b(r, ncclFloat32, 8);
     expect_error(r, ncclAllReduce(b.data, b.data, 8, ncclFloat32, ncclSum, r.comm, r.stream),
                  ncclRemoteError, "for rank 1 (II_EMU_NCCL_TIMEOUT)");

@@ -58,8 +58,29 @@ static bool alive(pid_t child) {
   return info.si_pid == 0;
 }
 
-/* Lets the program run for a moment and kills it; aimed: as soon as it writes a checkpoint. True
- * when it died of that and not earlier of itself. */
+/* Stops a program where it is, in all of its threads. False: it has ended. */
+static bool halt(pid_t child) {
+  siginfo_t info = {0};
+  kill(child, SIGSTOP);
+  assert_int_equal(waitid(P_PID, (id_t)child, &info, WEXITED | WSTOPPED | WNOWAIT), 0);
+  if (info.si_code != CLD_STOPPED) return false;
+  assert_int_equal(waitid(P_PID, (id_t)child, &info, WSTOPPED | WNOHANG), 0);
+  return true;
+}
+
+/* Waits for a checkpoint to be begun, then for `delay` seconds, and stops the program if it is
+ * still writing, or else in the next checkpoint, or the one after that. */
+static void halt_in_write(pid_t child, const char *dir, double delay) {
+  for (; alive(child); delay /= 2) {
+    while (alive(child) && !writing(dir)) continue;
+    nap(delay);
+    if (!halt(child) || writing(dir)) return;
+    kill(child, SIGCONT);
+  }
+}
+
+/* Lets the program run for a moment and kills it; aimed: while it writes a checkpoint. True when it
+ * died of that and not earlier of itself. */
 static bool kill_one(const char *out, int workers, bool aimed, ii_rng *rng, int *in_write) {
   char text[1024], dir[600];
   snprintf(dir, sizeof dir, "%s", fixture_path(out));
@@ -71,8 +92,7 @@ static bool kill_one(const char *out, int workers, bool aimed, ii_rng *rng, int 
   } else {
     /* not always the first one: how far the run gets is random too */
     nap(0.3 * ii_rng_uniform(rng));
-    while (alive(child) && !writing(dir)) nap(0.0002);
-    nap(0.003 * ii_rng_uniform(rng));
+    halt_in_write(child, dir, 0.003 * ii_rng_uniform(rng));
   }
   kill(child, SIGKILL);
   const int code = fixture_wait(child);

@@ -11,10 +11,12 @@ typedef struct {
   double begin; /* when the window began */
   double wait;  /* of it, seconds waiting for data */
   int64_t steps, images;
-  double seconds_per_step; /* smoothed over the whole run of this process; 0: not known yet */
-  double pulsed;           /* when a pulse was last shown */
-  int64_t windows;         /* in this process */
-  bool advised;            /* the loader was said to be slow */
+  double seconds_per_step;    /* smoothed over the whole run of this process; 0: not known yet */
+  double pulsed;              /* when a pulse was last shown */
+  double judged, judged_wait; /* seconds of finished windows since the loader's share was last
+                               * judged, and of them those waiting for data */
+  int64_t windows;            /* finished in this process */
+  bool advised;               /* the loader was said to be slow */
 } ii_pace;
 
 /* The host looks at what the device knows after this many steps at the latest. */

@@ -86,22 +86,25 @@ static void show(const ii_trainer *t, ii_say_kind kind, const ii_train_record *r
               (double)r->memory_bytes / (double)(1 << 30));
 }
 
-/* Says once that the loader sets the pace. Of the first window its start is a part, and a window
- * below a second says little. */
-static void advise(ii_trainer *t, const ii_train_record *r) {
+/* Says once that the loader sets the pace. The loader's start is a part of the first window, which
+ * does not count; the others are taken together until they make a second: less says little. */
+static void advise(ii_trainer *t) {
   ii_pace *p = &t->pace;
-  p->windows++;
-  if (p->advised || p->windows == 1 || r->data_wait <= 0.1 || ii_trainer_now() - p->begin < 1)
-    return;
+  if (p->windows++ == 0 || p->advised) return;
+  p->judged += ii_trainer_now() - p->begin;
+  p->judged_wait += p->wait;
+  if (p->judged < 1) return;
+  const double share = fmin(1.0, p->judged_wait / p->judged);
+  p->judged = p->judged_wait = 0;
+  if (share <= 0.1) return;
   p->advised = true;
   const int threads = ii_loader_threads(t->loader), processors = ii_parallel_processors();
   const bool packed = t->cfg->data.format == ii_data_format_packed;
   ii_say_line(&t->say, II_SAY_WARNING,
-              "training waited for images %.0f %% of the time since the last line: the %d loader "
+              "training waited for images %.0f %% of the time of the last lines: the %d loader "
               "thread%s (data.workers; this process may use %d processor%s) cannot keep up; train "
               "--profile-data with this configuration shows where their time goes, and %s%s help",
-              100 * r->data_wait, threads, threads == 1 ? "" : "s", processors,
-              processors == 1 ? "" : "s",
+              100 * share, threads, threads == 1 ? "" : "s", processors, processors == 1 ? "" : "s",
               threads < processors ? "more data.workers, smaller images (pack create --max-side)"
                                    : "more processors, smaller images (pack create --max-side)",
               packed ? "" : " or packed data (data.format = packed)");
@@ -127,7 +130,7 @@ ii_status ii_trainer_progress(ii_trainer *t, double waited, int64_t images, ii_e
   }
   if (!due) return II_OK;
   show(t, II_SAY_PROGRESS, &r);
-  advise(t, &r);
+  advise(t);
   t->mean_loss = r.loss;
   ii_trainer_new_mean(t);
   ii_trainer_pace_reset(t);
