@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "kernels/cpu_amx.h"
 #include "kernels/cpu_engine.h"
 #include "kernels/cpu_onednn.h"
 
@@ -13,7 +14,10 @@ enum { SCRATCH_ALIGN = 64 };
 typedef struct {
   void *scratch[II_SCRATCH_SLOTS];
   size_t bytes[II_SCRATCH_SLOTS];
+  void *gelu_table;
+  size_t gelu_bytes;
   ii_onednn *dnn;
+  bool amx;
 } cpu_engine;
 
 int ii_kernel_error(ii_kctx *k, const char *fmt, ...) {
@@ -41,6 +45,7 @@ int ii_cpu_engine_open(ii_kctx *k, int threads) {
   cpu_engine *e = calloc(1, sizeof *e);
   if (!e) return ii_kernel_error(k, "cpu engine: out of memory");
   k->engine = e;
+  e->amx = ii_amx_available();
   omp_set_dynamic(0); /* fewer threads than asked for would change the order of sums */
   omp_set_num_threads(k->threads);
   if (ii_onednn_open(k, &e->dnn) != 0) {
@@ -56,8 +61,13 @@ void ii_cpu_engine_close(ii_kctx *k) {
   if (!e) return;
   ii_onednn_close(e->dnn);
   for (int i = 0; i < II_SCRATCH_SLOTS; i++) free(e->scratch[i]);
+  free(e->gelu_table);
   free(e);
   k->engine = NULL;
+}
+
+bool ii_cpu_amx(const ii_kctx *k) {
+  return ((const cpu_engine *)k->engine)->amx;
 }
 
 ii_onednn *ii_cpu_onednn(ii_kctx *k) {
@@ -66,7 +76,7 @@ ii_onednn *ii_cpu_onednn(ii_kctx *k) {
 
 int64_t ii_cpu_engine_scratch_bytes(const ii_kctx *k) {
   const cpu_engine *e = k->engine;
-  int64_t total = 0;
+  int64_t total = e ? (int64_t)e->gelu_bytes : 0;
   for (int i = 0; e && i < II_SCRATCH_SLOTS; i++) total += (int64_t)e->bytes[i];
   return total;
 }
@@ -85,4 +95,18 @@ void *ii_cpu_scratch(ii_kctx *k, int slot, size_t bytes) {
   if (!e->scratch[slot])
     ii_kernel_error(k, "cpu engine: out of memory asking for %zu bytes of scratch", bytes);
   return e->scratch[slot];
+}
+
+const void *ii_cpu_gelu_table(ii_kctx *k, size_t bytes, void (*fill)(void *memory)) {
+  cpu_engine *e = k->engine;
+  if (e->gelu_table) return e->gelu_table;
+  e->gelu_bytes = (bytes + SCRATCH_ALIGN - 1) / SCRATCH_ALIGN * SCRATCH_ALIGN;
+  e->gelu_table = aligned_alloc(SCRATCH_ALIGN, e->gelu_bytes);
+  if (!e->gelu_table) {
+    e->gelu_bytes = 0;
+    ii_kernel_error(k, "cpu engine: out of memory asking for %zu bytes of tables", bytes);
+    return NULL;
+  }
+  fill(e->gelu_table);
+  return e->gelu_table;
 }

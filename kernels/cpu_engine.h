@@ -1,4 +1,4 @@
-/* State of the CPU engine behind ii_kctx.engine: scratch memory and oneDNN. */
+/* State of the CPU engine behind ii_kctx.engine: scratch memory, tables and oneDNN. */
 #ifndef II_CPU_ENGINE_H
 #define II_CPU_ENGINE_H
 #include "kernels/kernels.h"
@@ -10,13 +10,21 @@
 int ii_cpu_engine_open(ii_kctx *k, int threads);
 /* Releases everything that ii_cpu_engine_open and the kernels allocated. */
 void ii_cpu_engine_close(ii_kctx *k);
-/* Bytes of scratch memory the engine holds for its kernels, for memory reports. */
+/* Bytes of scratch memory and tables the engine holds for its kernels, for memory reports. */
 int64_t ii_cpu_engine_scratch_bytes(const ii_kctx *k);
 
 /* Scratch memory of at least `bytes`, 64-byte aligned, uninitialised, valid until the same slot is
  * asked for again. Grows and stays, so a warmed-up step allocates nothing. NULL (k->error set) when
  * memory is exhausted. Call outside parallel regions. */
 void *ii_cpu_scratch(ii_kctx *k, int slot, size_t bytes);
+
+/* Memory of `bytes` for the tables of GELU, 64-byte aligned, kept until the engine is closed: the
+ * first call allocates it and calls fill(memory). NULL (k->error set) when memory is exhausted.
+ * Call outside parallel regions. */
+const void *ii_cpu_gelu_table(ii_kctx *k, size_t bytes, void (*fill)(void *memory));
+
+/* Whether this engine multiplies bf16 matrices on AMX (kernels/cpu_amx.h). */
+bool ii_cpu_amx(const ii_kctx *k);
 
 /* Stores one printf-style sentence in k->error; returns 1. */
 int ii_kernel_error(ii_kctx *k, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -1,6 +1,7 @@
 /* Matrix products through oneDNN's matmul on plain strided operands: it copies transposed operands
  * into its own blocks piece by piece, which measures faster than transposing beforehand. */
 #include <string.h>
+#include "kernels/cpu_amx.h"
 #include "kernels/cpu_onednn_cache.h"
 
 enum { KEY_GEMM = 1, CONVERT_BLOCK = 4096 };
@@ -134,6 +135,7 @@ static int gemm_scaled_with_bias(ii_kctx *k, const ii_gemm_args *g) {
 int ii_cpu_gemm(ii_kctx *k, const ii_gemm_args *g) {
   if (g->batch == 0 || g->M == 0 || g->N == 0) return 0;
   if (g->K == 0) return gemm_empty(k, g);
+  if (ii_cpu_amx(k) && ii_amx_serves(g)) return ii_amx_gemm(k, g);
   if (g->bias && g->alpha != 1.0f) return gemm_scaled_with_bias(k, g);
   uint32_t alpha;
   memcpy(&alpha, &g->alpha, sizeof alpha);

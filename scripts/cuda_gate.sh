@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# cuda_gate.sh [--update] [--table FILE] [--out DIR] [FILE.cu ...]: compiles the CUDA kernels for
-# every GPU we ship code for, without a GPU, and refuses
+# cuda_gate.sh [--update] [--dir DIR] [--table FILE] [--out DIR] [FILE.cu ...]: compiles the CUDA
+# kernels for every GPU we ship code for, without a GPU, and refuses
 #   - warnings of nvcc, the host compiler and ptxas, and registers spilled to memory;
-#   - a kernel that uses more registers than kernels/cuda/registers.txt allows it;
+#   - a kernel that uses more registers than DIR/registers.txt allows it;
 #   - a kernel with fewer 128-bit loads and stores of global memory than that table says;
 #   - double-precision arithmetic in a kernel without a `double` among its template arguments;
 #   - a kernel that the table does not know and, when all files are compiled, a row of the table
 #     that no kernel has.
-# Without FILEs: all of kernels/cuda. --update writes the table anew (of the given FILEs: their rows)
-# and still refuses the rest. Exit status: 0 passed, 1 refused, 2 wrong usage, 77 no nvcc.
+# DIR is kernels/cuda; --table names another table. Without FILEs: all of DIR. --update writes the
+# table anew (of the given FILEs: their rows) and still refuses the rest.
+# Exit status: 0 passed, 1 refused, 2 wrong usage, 77 no nvcc.
 # What was compiled once is kept in --out (build/gate), by the contents of the file and the headers.
 set -euo pipefail
 export LC_ALL=C
@@ -100,17 +101,18 @@ fi
 
 # ---- the command line ---------------------------------------------------------------------------
 
-table=$root/kernels/cuda/registers.txt out=$root/build/gate update=0 files=()
+dir=$root/kernels/cuda table='' out=$root/build/gate update=0 files=()
 usage() {
-  echo "cuda_gate: $1 (usage: cuda_gate.sh [--update] [--table FILE] [--out DIR] [FILE.cu ...])" >&2
+  echo "cuda_gate: $1 (usage: cuda_gate.sh [--update] [--dir DIR] [--table FILE] [--out DIR]" \
+    "[FILE.cu ...])" >&2
   exit 2
 }
 while [ $# -gt 0 ]; do
   case $1 in
   --update) update=1 ;;
-  --table | --out)
+  --dir | --table | --out)
     [ $# -ge 2 ] || usage "$1 needs a value"
-    if [ "$1" = --table ]; then table=$2; else out=$2; fi
+    declare "${1#--}=$2"
     shift
     ;;
   -*) usage "unknown flag $1" ;;
@@ -121,6 +123,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+table=${table:-$dir/registers.txt}
 
 nvcc=$(command -v nvcc || true)
 [ -n "$nvcc" ] || nvcc=${CUDA_HOME:-/usr/local/cuda}/bin/nvcc
@@ -138,7 +141,8 @@ fi
 all=0
 if [ ${#files[@]} -eq 0 ]; then
   all=1
-  files=("$root"/kernels/cuda/*.cu)
+  files=("$dir"/*.cu)
+  [ -r "${files[0]}" ] || usage "there is no .cu file in $dir"
 fi
 
 # ---- compile ------------------------------------------------------------------------------------
@@ -146,7 +150,7 @@ fi
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 common=$( ("$nvcc" --version; cat "$0" "$root"/kernels/*.h "$root"/kernels/*.def \
-  "$root"/kernels/cuda/*.h) | sha256sum)
+  "$root"/kernels/cuda/*.h "$root"/bench/variants/*.h) | sha256sum)
 jobs=() caches=()
 for f in "${files[@]}"; do
   key=$( (echo "$common"; cat "$f") | sha256sum | cut -c1-16)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# gpu_bundle.sh [--build DIR] [--out DIR] [--with-nvidia]: packs what gpu_check.sh needs on a GPU
+# gpu_bundle.sh [--build DIR] [--out DIR] [--with-nvidia] [--native]: packs what gpu_check.sh needs on a GPU
 # machine where nothing can be built, also one of another distribution: the programs of a build
 # (build/cuda), the shared libraries they load, configurations, reference data, scripts. There:
 #
@@ -7,12 +7,13 @@
 #
 # Left out, and said: the C library (the machine's own must be as new as this one's), the driver, and
 # without --with-nvidia the libraries of the CUDA toolkit and cuDNN, which are ten times as large as
-# all the rest; gpu_check.sh finds those of the system or of a PyTorch installation. Writes
+# all the rest; gpu_check.sh finds those of the system or of a PyTorch installation. A build for this
+# machine's processor alone (II_NATIVE, the default) is packed with --native only. Writes
 # DIR (gpu_bundle) and DIR.tar.gz. Exit status: 0 packed, 1 an error, 2 wrong usage.
 set -euo pipefail
 export LC_ALL=C
 root=$(cd "$(dirname "$0")/.." && pwd)
-build=$root/build/cuda out=gpu_bundle nvidia=0
+build=$root/build/cuda out=gpu_bundle nvidia=0 native=0
 
 usage() {
   echo "gpu_bundle: $1 (see the head of $0)" >&2
@@ -21,6 +22,7 @@ usage() {
 while [ $# -gt 0 ]; do
   case $1 in
   --with-nvidia) nvidia=1 ;;
+  --native) native=1 ;;
   --build | --out)
     [ $# -ge 2 ] || usage "$1 needs a value"
     declare "${1#--}=$2"
@@ -31,11 +33,14 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -x "$build/bin/train" ] || usage "$build/bin/train is missing: build first (cmake --preset cuda)"
+if [ $native = 0 ] && grep -qs '^II_NATIVE:BOOL=ON' "$build/CMakeCache.txt"; then
+  usage "$build is for this machine's processor alone: configure with -DII_NATIVE=OFF -DCMAKE_C_FLAGS=-march=x86-64-v3, or add --native"
+fi
 [ ! -e "$out" ] || [ -e "$out/VERSION_BUILT" ] || usage "$out exists and is no bundle"
 rm -rf "$out" "$out.tar.gz"
 mkdir -p "$out"/{bin,lib,scripts,bench,tests/golden,configs}
 
-programs=(train eval golden_check bench_step bench_ops bench_dcn make_sample_data
+programs=(train eval golden_check bench_step bench_ops bench_dcn bench_variants make_sample_data
   test_ops test_ops_dcn test_ops_special test_ops_update test_selftest)
 for p in "$build"/bin/test_cuda_*; do
   if [ -x "$p" ]; then programs+=("$(basename "$p")"); fi

@@ -8,7 +8,7 @@
 #   2. the tests of the CUDA engine: op tests, its own tests, the reference data
 #   3. compute-sanitizer (memcheck, racecheck, initcheck, synccheck) over the doctor's kernels
 #   4. training steps, latency of one image, the deformable convolution, all ops: times and shares of
-#      the machine's limits
+#      the machine's limits; with --full its development variants beside the product's kernels
 #   5. the same beside PyTorch, and beside the official extensions DCNv3 and DCNv4, where installed;
 #      OFFICIAL and OFFICIAL_V4 name the `classification` folders of checkouts of
 #      OpenGVLab/InternImage and OpenGVLab/DCNv4 for the official models
@@ -169,8 +169,8 @@ table() { # FILE.jsonl TITLE=FIELD ...: a Markdown table of the lines that have 
     field(key[1]) != "" { for (i = 1; i <= n; i++) printf "| %s ", field(key[i]); print "|" }' "$file"
 }
 
-section() { # TITLE FILE.jsonl TITLE=FIELD ...
-  [ -s "$out/$2" ] || return 0
+section() { # TITLE FILE.jsonl TITLE=FIELD ...: nothing where no line has the first field
+  grep -qs "\"${3#*=}\":" "$out/$2" || return 0
   printf '\n## %s\n\n' "$1"
   table "$out/$2" "${@:3}"
 }
@@ -201,6 +201,10 @@ write_markdown() { # VERDICT
     "peak MiB=peak_mib"
   section "DCN: times of the others over ours" ratios.jsonl other=other ours=ours shape=shape \
     type=dtype "forward x=fwd" "backward x=bwd" "both x=fwd_bwd"
+  section "Development variants of the DCN kernels: times" variants.jsonl variant=variant part=part op=op \
+    shape=shape type=dtype ms=ms "over the product's=over_product" GB/s=GB_s "% copy=pct_copy"
+  section "Development variants of the DCN kernels: errors" variants.jsonl variant=checked part=part \
+    type=dtype calls=calls error=error allowed=allowed passed=passed
   section "Limits of this machine" limits.jsonl limit=limit type=dtype GB/s=GB_s GFLOP/s=GFLOP_s
   section "Ops: times, and shares of those limits" ops.jsonl op=op shape=shape type=dtype \
     "forward ms=fwd_ms" "% copy=fwd_pct_copy" "% gemm=fwd_pct_gemm" "backward ms=bwd_ms" \
@@ -286,15 +290,27 @@ if ldd "$bin/train" 2>/dev/null | grep -q 'not found'; then
     done
   done
 fi
+own_library_path=${LD_LIBRARY_PATH-} # PyTorch's; some machines find the driver by it
 export LD_LIBRARY_PATH=$paths${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 missing=$(ldd "$bin/train" 2>&1 | grep 'not found' | paste -sd' ')
 fact library-path "$LD_LIBRARY_PATH"
 export II_TEST_DEVICE=$device II_BIN_DIR=$bin
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-2000} # tests run side by side: their idle threads shall not spin
 [ -z "$missing" ] || finish "FAILED: libraries are missing here: $missing" 1
+other_processor() {
+  finish "FAILED: the programs are compiled for another processor (illegal instruction): configure with -DII_NATIVE=OFF" 1
+}
+"$bin/train" --version >"$out/logs/start.log" 2>&1 </dev/null
+case $? in
+0) ;;
+132) other_processor ;;
+*) finish "FAILED: the programs do not start here: $(tail -n 1 "$out/logs/start.log")" 1 ;;
+esac
 
 # ---- tests --------------------------------------------------------------------------------------
 
 phase doctor test 120 "$bin/train" --doctor --device "$device"
+! grep -q '^note exit status 132' "$out/phases/$(printf %03d $number)" || other_processor
 if grep -q '^cuda: not tested' "$out/logs/doctor.log"; then
   failed_text=$(sed -n 's/^cuda: not tested: //p' "$out/logs/doctor.log")
   finish "no GPU was checked: $failed_text" 77
@@ -343,10 +359,10 @@ else
         "$out/phases/$(printf %03d $number)"
       break
     fi
-    # all kernels of ours, and none of the libraries', are in an anonymous namespace
+    # all kernels of ours, and few of the libraries', are in an anonymous namespace
     if grep -q '^status failed' "$out/phases/$(printf %03d $number)" &&
       grep -q 'kernels passed' "$out/logs/sanitizer-$tool.log" &&
-      ! grep -q 'anonymous namespace\|_GLOBAL__N_' "$out/logs/sanitizer-$tool.log"; then
+      ! grep -q 'anonymous namespace\|_GLOBAL__N_\|<unnamed>\|_INTERNAL_' "$out/logs/sanitizer-$tool.log"; then
       sed -i "s/^status .*/status passed/; s/^note .*/note reports from inside NVIDIA's libraries alone/" \
         "$out/phases/$(printf %03d $number)"
     fi
@@ -388,6 +404,7 @@ if [ $small = 1 ]; then
   for graph in "${graphs[@]}"; do step quickstart $n 64 none "$graph" --steps 2; done
   step quickstart 1 64 none '' --steps 2 --forward
   bench dcn.jsonl dcn 60 "$bin/bench_dcn" --device "$device" --batch 1 --repeat 1 --flush 1 --shape 3
+  bench variants.jsonl variants 60 "$bin/bench_variants" --device "$device" --check --dtype f16
   bench ops.jsonl ops 60 "$bin/bench_ops" --device "$device" --batch 1 --repeat 1 --shapes 1 --flush 1 \
     --only add --only gelu --dtype f32 --dtype bf16
 else
@@ -411,6 +428,7 @@ else
   done
   [ $full = 0 ] || bench dcn.jsonl dcn-joint 120 "$bin/bench_dcn" --device "$device" --set all \
     --only dcnv4_joint --batch 64 --repeat 15
+  [ $full = 0 ] || bench variants.jsonl variants 300 "$bin/bench_variants" --device "$device"
   bench ops.jsonl ops 120 "$bin/bench_ops" --device "$device" --batch 64 --repeat 9 --dtype bf16 \
     --dtype f16 --dtype f32
 fi
@@ -440,11 +458,11 @@ torch_step() {
 
 if [ -z "$python" ]; then
   note pytorch bench absent "no python3 that imports torch (PYTHON chooses one)"
-elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+elif ! env LD_LIBRARY_PATH="$own_library_path" "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   note pytorch bench absent "$python has torch, but without a GPU that it can use"
 else
-  fact PyTorch "$("$python" -c 'import torch; print(torch.__version__, "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version())')"
-  torch=(env -u LD_LIBRARY_PATH "$python" -W ignore)
+  fact PyTorch "$(env LD_LIBRARY_PATH="$own_library_path" "$python" -c 'import torch; print(torch.__version__, "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version())')"
+  torch=(env LD_LIBRARY_PATH="$own_library_path" "$python" -W ignore)
   if [ $small = 1 ]; then
     phase torch-ops bench 60 "${torch[@]}" bench/torch_gpu_ops.py --set tiny --batch 4 --repeat 3
   elif [ $full = 1 ]; then

@@ -75,11 +75,12 @@ part_emulate() {
 }
 # Counts of memory accesses against their bounds.
 part_profile() {
-  targets=profile_dcn build emulate-profile
-  check emulate-profile -R '^profile_dcn$' "$@"
+  targets="profile_dcn profile_dwconv" build emulate-profile
+  check emulate-profile -R '^profile_(dcn|dwconv)$' "$@"
 }
 part_gate() {
   bash scripts/cuda_gate.sh
+  bash scripts/cuda_gate.sh --dir bench/variants
 }
 # PTX alone: what is asked here is that the programs link, start, and say that there is no GPU.
 part_cuda() {

@@ -159,7 +159,7 @@ static int64_t check_shape(int i, const gpu *g, cudnnBackendDescriptor_t device,
       if (bytes < 0 || bytes > II_CONV_WORKSPACE_LIMIT)
         fail_msg("%s, %s: cuDNN has no plan for %dx%d, stride %d, %lldx%lldx%lldx%lld to %lld "
                  "channels, %s, %s",
-                 g->name, shape_recipe[i], p.kh, p.kw, p.stride, (long long)p.N, (long long)p.H,
+                 g->name, shape_recipe[i], p.kh, p.kw, p.stride_h, (long long)p.N, (long long)p.H,
                  (long long)p.W, (long long)p.C, (long long)p.O, ii_dtype_name(p.dtype),
                  direction_name[direction]);
       largest = bytes > largest ? bytes : largest;
@@ -179,6 +179,40 @@ static void test_every_convolution_has_plans(void **state) {
     }
     printf("%s: %d plans, workspace up to %.1f MiB (limit %.0f)\n", gpus[g].name, plans,
            (double)largest / 0x1p20, (double)II_CONV_WORKSPACE_LIMIT / 0x1p20);
+    cudnnBackendDestroyDescriptor(device);
+  }
+}
+
+/* Few channels: the stem's convolution is computed with pixels in groups, in both 16-bit types, by
+ * plans that need no copy of the images. On the images as they are cuDNN copies them to 8 channels
+ * for the filter gradient, which is why. */
+static void test_stems_are_grouped(void **state) {
+  for (size_t g = 0; g < sizeof gpus / sizeof *gpus; g++) {
+    cudnnBackendDescriptor_t device = describe(&gpus[g]);
+    int64_t largest = 0, copies = 0;
+    int stems = 0;
+    for (int i = 0; i < shape_count; i++)
+      for (int t = 0; t < 2; t++)
+        for (int way = 0; way < 3; way += 2) {
+          ii_conv2d_args a = shapes[i];
+          ii_conv_grouping group;
+          a.x_dtype = t ? II_BF16 : II_F16;
+          assert_int_equal(ii_conv_group(&a, &group), a.C == 3);
+          if (a.C != 3) continue;
+          ii_conv_problem p = ii_conv_problem_grouped(&a, (ii_conv_direction)way, 16, &group);
+          const int64_t bytes = workspace_of(&p, device);
+          if (bytes < 0)
+            fail_msg("%s, %s, %s: cuDNN has no plan for groups of %d pixels", gpus[g].name,
+                     shape_recipe[i], direction_name[way], group.pixels);
+          largest = bytes > largest ? bytes : largest;
+          p = ii_conv_problem_of(&a, (ii_conv_direction)way, 16);
+          const int64_t whole = workspace_of(&p, device);
+          copies = whole > copies ? whole : copies;
+          stems++;
+        }
+    printf("%s: %d plans for stems, workspace up to %.1f MiB, on images as they are %.1f\n",
+           gpus[g].name, stems, (double)largest / 0x1p20, (double)copies / 0x1p20);
+    assert_true(stems > 0 && largest < copies / 4);
     cudnnBackendDestroyDescriptor(device);
   }
 }
@@ -205,6 +239,7 @@ static void test_refusals(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_convolution_has_plans),
+                                     cmocka_unit_test(test_stems_are_grouped),
                                      cmocka_unit_test(test_refusals)};
   return cmocka_run_group_tests(tests, collect_all, NULL);
 }

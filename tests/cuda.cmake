@@ -33,6 +33,8 @@ foreach(file ${CUDA_TEST_FILES})
   ii_cuda_test(${name} ${name})
 endforeach()
 
+target_link_libraries(test_cuda_variants PRIVATE dcn_variants)
+
 # Training steps: what they ask of the CUDA runtime is counted.
 foreach(call cudaStreamSynchronize cudaDeviceSynchronize cudaMemcpy cudaMalloc cudaMallocAsync
     cudaHostAlloc cudaFree cudaFreeAsync)

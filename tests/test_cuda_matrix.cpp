@@ -294,25 +294,42 @@ void many_shapes(void **) {
     }
 }
 
-/* A library without an algorithm for the bias epilogue (the emulated one can play that). */
-void bias_without_epilogue(void **) {
-  setenv("II_EMU_BLAS_EPILOGUES", "0", 1);
-  ii_matmul_plans_free(ii_cuda(&engine));
-  for (const auto &t : TYPES)
-    for (int option = 0; option < 2; option++) {
-      product p = {};
-      p.ab = t[0];
-      p.c = t[1];
-      p.batch = 2;
-      p.M = 71;
-      p.N = 33;
-      p.K = 31;
-      p.accumulate = option;
-      p.bias = true;
-      p.alpha = 0.5;
-      run_product(p);
-    }
-  unsetenv("II_EMU_BLAS_EPILOGUES");
+/* What a library may lack: the bias epilogue, any algorithm for a shape, or the will to run the one
+ * it named. The emulated one can play that; a real one decides by itself. */
+void without_the_library(void **) {
+  const char *const settings[][2] = {{"II_EMU_BLAS_EPILOGUES", "0"},
+                                     {"II_EMU_BLAS_REFUSES", "ask"},
+                                     {"II_EMU_BLAS_REFUSES", "run"}};
+  const int64_t sizes[][3] = {{71, 33, 31}, {5, 100, 65}, {64, 32, 96}, {1, 1, 1}};
+  const bool emulated = strstr(ii_cuda_engine_name(), "emulated") != NULL;
+  const int64_t before = ii_cuda(&engine)->products_refused;
+  print_message("cuBLASLt refused %lld products so far\n", (long long)before);
+  if (emulated) assert_int_equal(before, 0);
+  for (const auto &set : settings) {
+    setenv(set[0], set[1], 1);
+    ii_matmul_plans_free(ii_cuda(&engine));
+    int n = 0;
+    for (const auto &t : TYPES)
+      for (const auto &s : sizes)
+        for (int option = 0; option < 4; option++, n++) {
+          product p = {};
+          p.ab = t[0];
+          p.c = t[1];
+          p.batch = 1 + n % 2;
+          p.M = s[0];
+          p.N = s[1];
+          p.K = s[2];
+          p.trans_a = option & 1;
+          p.trans_b = option & 2;
+          p.accumulate = n % 3 == 0;
+          p.bias = n % 5 != 0;
+          p.alpha = 0.5;
+          p.shift = n % 7 == 3;
+          run_product(p);
+        }
+    unsetenv(set[0]);
+  }
+  if (emulated) assert_true(ii_cuda(&engine)->products_refused > before);
   ii_matmul_plans_free(ii_cuda(&engine));
 }
 
@@ -511,19 +528,14 @@ int main() {
     fprintf(stderr, "%s\n", engine.error);
     return 1;
   }
-  const struct CMUnitTest tests[] = {cmocka_unit_test(ragged_products),
-                                     cmocka_unit_test(long_products),
-                                     cmocka_unit_test(misaligned_products),
-                                     cmocka_unit_test(empty_products),
-                                     cmocka_unit_test(high_stack),
-                                     cmocka_unit_test(many_shapes),
-                                     cmocka_unit_test(bias_without_epilogue),
-                                     cmocka_unit_test(wrong_types),
-                                     cmocka_unit_test(linear_layers),
-                                     cmocka_unit_test(linear_parts),
-                                     cmocka_unit_test(stacked_products),
-                                     cmocka_unit_test(sums_of_columns),
-                                     cmocka_unit_test(sums_of_integers)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(ragged_products),     cmocka_unit_test(long_products),
+      cmocka_unit_test(misaligned_products), cmocka_unit_test(empty_products),
+      cmocka_unit_test(high_stack),          cmocka_unit_test(many_shapes),
+      cmocka_unit_test(without_the_library), cmocka_unit_test(wrong_types),
+      cmocka_unit_test(linear_layers),       cmocka_unit_test(linear_parts),
+      cmocka_unit_test(stacked_products),    cmocka_unit_test(sums_of_columns),
+      cmocka_unit_test(sums_of_integers)};
   const int failed = cmocka_run_group_tests(tests, NULL, NULL);
   ii_engine_close(&engine);
   return failed;

@@ -25,8 +25,8 @@ ii_conv_problem small_problem() {
   p.dtype = p.w_dtype = II_F32;
   p.accumulate = false;
   p.kh = p.kw = 2;
-  p.stride = 1;
-  p.pad = 0;
+  p.stride_h = p.stride_w = 1;
+  p.pad_h = p.pad_left = p.pad_right = 0;
   p.alignment = 16;
   p.N = p.C = p.O = 1;
   p.H = p.W = 3;
@@ -102,6 +102,30 @@ void three_directions(void **) {
   b.expect(b.x, {2, 13, 21, 104, 1235, 2041, 301, 3401, 4001});
 }
 
+/* By hand: steps and margins that differ down and across, and before and behind. */
+void uneven_windows(void **) {
+  bench b;
+  ii_conv_problem p = small_problem();
+  p.kh = 1, p.stride_h = 2, p.pad_left = 1;
+  p.Wo = 3;
+  b.fill(b.x, {1, 2, 3, 4, 5, 6, 7, 8, 9});
+  b.fill(b.w, {1, 10});
+  assert_int_equal(b.make(p), 0);
+  assert_int_equal(b.run(), CUDNN_STATUS_SUCCESS);
+  b.expect(b.y, {10, 21, 32, 70, 87, 98});
+  p.direction = II_CONV_BWD_FILTER;
+  b.fill(b.y, {1, 2, 3, 4, 5, 6});
+  assert_int_equal(b.make(p), 0);
+  assert_int_equal(b.run(), CUDNN_STATUS_SUCCESS);
+  b.expect(b.w, {2 * 1 + 3 * 2 + 5 * 7 + 6 * 8, 1 + 4 + 9 + 28 + 40 + 54});
+  p.pad_left = 0, p.pad_right = 1; /* another plan */
+  p.direction = II_CONV_FWD;
+  b.fill(b.w, {1, 10});
+  assert_int_equal(b.make(p), 0);
+  assert_int_equal(b.run(), CUDNN_STATUS_SUCCESS);
+  b.expect(b.y, {21, 32, 3, 87, 98, 9});
+}
+
 /* Of the engines that are proposed, only the last keeps the contract; it is the one with a small
  * workspace. */
 void careful_choice(void **) {
@@ -134,7 +158,7 @@ void wrong_shapes(void **) {
   assert_int_equal(b.make(p), 1);
   assert_non_null(strstr(b.error, "BAD_PARAM"));
   p = small_problem();
-  p.stride = 0;
+  p.stride_w = 0;
   assert_int_equal(b.make(p), 1);
   p = small_problem();
   p.N = 0;
@@ -207,9 +231,9 @@ void devices(void **) {
 int main() {
   setenv("II_EMU_DEVICES", "2", 1);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(three_directions), cmocka_unit_test(careful_choice),
-      cmocka_unit_test(no_plan),          cmocka_unit_test(wrong_shapes),
-      cmocka_unit_test(attributes),       cmocka_unit_test(memory_reports),
-      cmocka_unit_test(devices)};
+      cmocka_unit_test(three_directions), cmocka_unit_test(uneven_windows),
+      cmocka_unit_test(careful_choice),   cmocka_unit_test(no_plan),
+      cmocka_unit_test(wrong_shapes),     cmocka_unit_test(attributes),
+      cmocka_unit_test(memory_reports),   cmocka_unit_test(devices)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -203,6 +203,18 @@ int misaligned_load(bool bug) {
   return y.read()[15] != 4;
 }
 
+/* Stores of global memory: into shared memory they fault. */
+__global__ void store_hinted(float *y, bool bug) {
+  __shared__ float tile[32];
+  tile[threadIdx.x] = 1;
+  __stwb(bug ? tile + threadIdx.x : y + threadIdx.x, 2.0f); /* hinted */
+}
+int hinted_store(bool bug) {
+  buffer y(32);
+  II_EMU_LAUNCH(store_hinted, 1, 32, 0, 0, y.p, bug);
+  return y.read()[31] != 2;
+}
+
 __global__ void add_pair(float *y, bool bug) {
   __half2 *p = reinterpret_cast<__half2 *>(reinterpret_cast<char *>(y) + (bug ? 2 : 0));
   atomicAdd(p, __float2half2_rn(1.0f)); /* pair */
@@ -396,6 +408,15 @@ const emulator_case kernel_cases[] = {
      ASAN,
      {"misaligned", "%wide load%"},
      "misaligned address",
+     0,
+     0},
+    {"cache hint for shared memory",
+     hinted_store,
+     {},
+     0,
+     EVERY,
+     {"other than global memory", "%hinted%"},
+     0,
      0,
      0},
     {"misaligned atomic", misaligned_atomic, {}, 0, EVERY, {"misaligned", "%pair%"}, 0, 0, 0},

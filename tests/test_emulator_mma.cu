@@ -63,9 +63,40 @@ template <typename T, typename La, typename Lb> void check(bool a_rows, bool b_r
   cudaFree(dc);
 }
 
+/* 1 + 16 v with v below the bits that a tensor core keeps beside 1, and just within them; 1 + 14 v
+ * with v below those beside the 2^12 that the other two products add. In exact sums, rounded to
+ * fp32, no v would be lost. */
+void check_cut_off(void) {
+  static const struct {
+    float v, pair, want;
+  } cases[] = {{0x1.fp-25f, 0, 1}, {0x1p-24f, 0, 1 + 0x1p-20f}, {0x1p-14f, 64, 1 + 0x1p12f}};
+  for (const auto &one : cases) {
+    __half a[COUNT] = {}, b[COUNT] = {}, *da, *db;
+    float c[COUNT], *dc;
+    for (int k = 0; k < 16; k++) {
+      const bool pair = one.pair != 0 && k < 2;
+      a[k] = __float2half_rn(pair ? one.pair : one.v * 0x1p12f);
+      b[k * LDB] = __float2half_rn(pair ? one.pair / 2 : 0x1p-12f);
+    }
+    cudaMalloc(&da, sizeof a);
+    cudaMalloc(&db, sizeof b);
+    cudaMalloc(&dc, sizeof c);
+    cudaMemcpy(da, a, sizeof a, cudaMemcpyHostToDevice);
+    cudaMemcpy(db, b, sizeof b, cudaMemcpyHostToDevice);
+    II_EMU_LAUNCH((product<__half, wmma::row_major, wmma::row_major>), 1, 32, 0, 0, da, db, dc,
+                  true);
+    cudaMemcpy(c, dc, sizeof c, cudaMemcpyDeviceToHost);
+    EXPECT(c[0] == 2.0f * one.want);
+    cudaFree(da);
+    cudaFree(db);
+    cudaFree(dc);
+  }
+}
+
 } // namespace
 
 int matrix_products(void) {
+  check_cut_off();
   check<__half, wmma::row_major, wmma::row_major>(true, true, true);
   check<__half, wmma::col_major, wmma::row_major>(false, true, true);
   check<__nv_bfloat16, wmma::row_major, wmma::col_major>(true, false, false);

@@ -1,6 +1,7 @@
 /* Numbers that no numeric gradient meets: ties, NaN, infinities, numbers near the ends of the
  * range, and labels that name no class. Lengths leave a rest beside whole vectors. */
 #include "op_cases.h"
+#include "autograd/op_common.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -64,6 +65,53 @@ static void functions_at_the_ends(void **state) {
       assert_true(ii_ok(c));
       ii_ctx_close(c);
     }
+}
+
+/* Half a unit in the last place of bf16, a little more, and what underflow may lose. */
+static double bf16_tolerance(double want) {
+  return want == 0 ? 1e-30 : 0.502 * ldexp(1, (int)floor(log2(fabs(want))) - 7) + 1e-30;
+}
+
+/* GELU and its gradient of every finite bf16 number against erf: an engine may look them up. */
+static void gelu_of_every_bf16_number(void **state) {
+  enum { C = 256, ROWS = 255, N = ROWS * C };
+  double *x = malloc(N * sizeof *x), *y = malloc(N * sizeof *y), *gx = malloc(N * sizeof *gx);
+  assert_true(x && y && gx);
+  ii_ctx *c = open_ctx(2);
+  ii_tensor *in = ii_tensor_new(c, II_BF16, 2, (int64_t[]){ROWS, C});
+  ii_tensor *out = ii_tensor_new(c, II_BF16, 2, (int64_t[]){ROWS, C});
+  ii_tensor *sums = ii_tensor_new(c, II_F32, 1, (int64_t[]){C});
+  for (int i = 0; i < N; i++) /* 255 exponents, both signs */
+    x[i] = (double)ii_bf16_to_f32((uint16_t)((i & 1) << 15 | i >> 1));
+  ii_tensor_write_f64(c, in, x);
+  ii_eltwise_args a = {.real = II_F32, .x_dtype = II_BF16, .y_dtype = II_BF16, .n = N, .C = C};
+  a.x = ii_data(in);
+  a.y = ii_data(out);
+  ii_run_gelu_fwd(c, &a);
+  ii_tensor_read_f64(c, out, y);
+  for (int i = 0; i < N; i++) gx[i] = 1;
+  ii_tensor_write_f64(c, out, gx);
+  a.gy = a.gx = ii_data(out);
+  a.gb = ii_data(sums);
+  ii_run_gelu_bwd(c, &a);
+  ii_tensor_read_f64(c, out, gx);
+  double got[C], column[C] = {0};
+  ii_tensor_read_f64(c, sums, got);
+  assert_true(ii_ok(c));
+  for (int i = 0; i < N; i++) {
+    const double below = 0.5 * erfc(-x[i] * M_SQRT1_2), value = x[i] * below;
+    const double slope = below + x[i] * exp(-0.5 * x[i] * x[i]) / sqrt(2 * M_PI);
+    if (!(fabs(y[i] - value) <= bf16_tolerance(value)))
+      fail_msg("gelu(%g) is %g, not %g", x[i], y[i], value);
+    if (!(fabs(gx[i] - slope) <= bf16_tolerance(slope) + 3e-7))
+      fail_msg("gelu'(%g) is %g, not %g", x[i], gx[i], slope);
+    column[i % C] += slope;
+  }
+  for (int j = 0; j < C; j++) assert_true(fabs(got[j] - column[j]) <= 1e-6 * ROWS);
+  ii_ctx_close(c);
+  free(x);
+  free(y);
+  free(gx);
 }
 
 /* ---- max pooling ---- */
@@ -184,9 +232,9 @@ int main(void) {
   const int missing = op_device_missing();
   if (missing) return missing;
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(functions_at_the_ends),         cmocka_unit_test(maximum_of_ties_and_nan),
-      cmocka_unit_test(softmax_of_infinities_and_nan), cmocka_unit_test(labels_outside_the_classes),
-      cmocka_unit_test(loss_of_distant_logits),
+      cmocka_unit_test(functions_at_the_ends),      cmocka_unit_test(gelu_of_every_bf16_number),
+      cmocka_unit_test(maximum_of_ties_and_nan),    cmocka_unit_test(softmax_of_infinities_and_nan),
+      cmocka_unit_test(labels_outside_the_classes), cmocka_unit_test(loss_of_distant_logits),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

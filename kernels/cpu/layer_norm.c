@@ -16,10 +16,7 @@ static double squares_about(const real *x, int64_t n, real mean) {
   double total = 0;
   for (int64_t i = 0; i < n; i += PIECE) {
     int64_t end = ii_min(n, i + PIECE);
-    real s = 0;
-#pragma omp simd simdlen(II_LANES) reduction(+ : s)
-    for (int64_t j = i; j < end; j++) s += (x[j] - mean) * (x[j] - mean);
-    total += s;
+    total += ii_short_sum(x + i, end - i, mean, true);
   }
   return total;
 }

@@ -70,16 +70,33 @@ static inline void ii_sums_out(real *g, const double *sum, int64_t n, bool accum
   for (int64_t j = 0; j < n; j++) g[j] = (real)((accumulate ? (double)g[j] : 0.0) + sum[j]);
 }
 
+/* The sum of x[j] - mean, or of its square, over n elements in type real. gcc adds the lanes of a
+ * vector one after the other, which for a short row takes longer than all the rest. */
+static inline real ii_short_sum(const real *x, int64_t n, real mean, bool squares) {
+#ifdef II_AVX512
+  const __m512 m = _mm512_set1_ps(mean);
+  __m512 s = _mm512_setzero_ps();
+  for (int64_t j = 0; j < n; j += 16) {
+    const __mmask16 some = n - j < 16 ? (__mmask16)((1u << (n - j)) - 1) : 0xffff;
+    const __m512 d = _mm512_maskz_sub_ps(some, _mm512_maskz_loadu_ps(some, x + j), m);
+    s = squares ? _mm512_fmadd_ps(d, d, s) : _mm512_add_ps(s, d);
+  }
+  return _mm512_reduce_add_ps(s);
+#else
+  real s = 0;
+#pragma omp simd simdlen(II_LANES) reduction(+ : s)
+  for (int64_t j = 0; j < n; j++) s += squares ? (x[j] - mean) * (x[j] - mean) : x[j] - mean;
+  return s;
+#endif
+}
+
 /* Sum of n elements: 256 at a time in type real, those in double, so that the rounding error of
  * a mean stays below one unit in the last place however long the row is. */
 static inline double ii_row_sum(const real *x, int64_t n) {
   double total = 0;
   for (int64_t i = 0; i < n; i += 256) {
     int64_t end = ii_min(n, i + 256);
-    real s = 0;
-#pragma omp simd simdlen(II_LANES) reduction(+ : s)
-    for (int64_t j = i; j < end; j++) s += x[j];
-    total += s;
+    total += ii_short_sum(x + i, end - i, 0, false);
   }
   return total;
 }

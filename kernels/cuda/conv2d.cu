@@ -11,10 +11,16 @@
  * which the test of the plans shows); it is widened as it is reordered. PyTorch's autocast does the
  * same.
  *
+ * Few channels in 16 bits, as in a stem (C = 3): cuDNN's tensor-core kernels want multiples of 8
+ * and copy x to 8 channels first. We let neighbouring pixels be the channels instead (conv_plan.h,
+ * ii_conv_grouping): x and y stay where they are, the weights are spread out among zeros before,
+ * and their gradient is gathered after, one thread per number. See docs/kernels.md, "The stem".
+ *
  * Bytes moved beside cuDNN's own: 2 * O*C*kh*kw elements for each reordering; 2 * N*Ho*Wo*O for a
  * bias. Known limits: with a bias a 16-bit result is rounded twice; cuDNN may choose another engine
  * for another batch size, so the last bits of one image's results may depend on the number of
- * images in the batch (not on what is in them). */
+ * images in the batch (not on what is in them); where pixels are grouped, an infinite x makes NaNs
+ * of the outputs around it, a group to either side. */
 #include <stdlib.h>
 #include "kernels/cuda/conv_direct.h"
 #include "kernels/cuda/conv_plan.h"
@@ -84,6 +90,50 @@ __global__ void __launch_bounds__(TURN_THREADS)
     gw[i] = accumulate ? gw[i] + v : v;
   }
 }
+
+/* ---- Weights of grouped pixels ----------------------------------------------------------------*/
+
+struct spread {
+  int64_t C, O;
+  int kh, kw, stride, pad;
+  ii_conv_grouping g;
+};
+
+/* wide[u*O + o][i][J][p*C + c]: the weight that it stands for, or zero. */
+template <typename T>
+__global__ void __launch_bounds__(TURN_THREADS)
+    conv2d_weights_spread(spread s, const T *w, T *wide) {
+  const int64_t width = s.g.pixels * s.C, count = s.g.outputs * s.O * s.kh * s.g.kw * width;
+  const int64_t step = (int64_t)gridDim.x * TURN_THREADS;
+  for (int64_t at = (int64_t)blockIdx.x * TURN_THREADS + threadIdx.x; at < count; at += step) {
+    const int64_t c = at % s.C, p = at % width / s.C, tap = at / width, row = tap / s.g.kw;
+    const int64_t i = row % s.kh, out = row / s.kh, o = out % s.O, u = out / s.O;
+    const int64_t j = (tap % s.g.kw - s.g.lead) * s.g.pixels + p + s.pad - u * s.stride;
+    wide[at] = j < 0 || j >= s.kw ? ii_down<T>(0.0f) : w[((o * s.C + c) * s.kh + i) * s.kw + j];
+  }
+}
+
+/* gw[o,c,i,j] (+)= the sum of its places in wide, the outputs of a group in order. */
+template <typename T>
+__global__ void __launch_bounds__(TURN_THREADS)
+    conv2d_weights_gather(spread s, const T *wide, float *gw, bool accumulate) {
+  const int64_t width = s.g.pixels * s.C, count = s.O * s.C * s.kh * s.kw;
+  const int64_t step = (int64_t)gridDim.x * TURN_THREADS;
+  for (int64_t at = (int64_t)blockIdx.x * TURN_THREADS + threadIdx.x; at < count; at += step) {
+    const int64_t j = at % s.kw, i = at / s.kw % s.kh, c = at / s.kw / s.kh % s.C;
+    const int64_t o = at / s.kw / s.kh / s.C;
+    float sum = accumulate ? gw[at] : 0.0f;
+    for (int64_t u = 0; u < s.g.outputs; u++) {
+      const int64_t x =
+          s.g.lead * s.g.pixels + u * s.stride - s.pad + j; /* from the first tap on */
+      const int64_t tap = ((u * s.O + o) * s.kh + i) * s.g.kw + x / s.g.pixels;
+      sum += ii_up(wide[tap * width + x % s.g.pixels * s.C + c]);
+    }
+    gw[at] = sum;
+  }
+}
+
+/* ---- Sizes ------------------------------------------------------------------------------------*/
 
 int taps_of(const ii_conv2d_args *a) {
   return a->kh * a->kw;
@@ -192,11 +242,10 @@ int find_plan(ii_kctx *k, const ii_conv_problem *p, const ii_conv_plan **found) 
 }
 
 /* Runs the plan for these operands; *done stays false when there is none. */
-int run_plan(ii_kctx *k, const ii_conv2d_args *a, ii_conv_direction direction, const void *x,
-             const void *w, const void *y, bool *done) {
-  const ii_conv_problem p = ii_conv_problem_of(a, direction, alignment(x, w, y));
+int run_plan(ii_kctx *k, const ii_conv_problem *p, const void *x, const void *w, const void *y,
+             bool *done) {
   const ii_conv_plan *plan = NULL;
-  if (find_plan(k, &p, &plan)) return 1;
+  if (find_plan(k, p, &plan)) return 1;
   if (!plan->plan) return 0;
   void *workspace = ii_cuda_scratch(k, II_SLOT_WORKSPACE, (size_t)plan->workspace);
   if (!workspace) return 1;
@@ -224,11 +273,51 @@ int turned_weights(ii_kctx *k, const ii_conv2d_args *a, void **turned) {
   return 0;
 }
 
+template <typename T>
+int run_groups_of(ii_kctx *k, const ii_conv2d_args *a, ii_conv_direction direction,
+                  const ii_conv_grouping &g, bool *done) {
+  const bool fwd = direction == II_CONV_FWD;
+  const spread s = {a->C, a->O, a->kh, a->kw, a->stride, a->pad, g};
+  const int64_t weights = a->O * a->C * taps_of(a);
+  const int64_t count = g.outputs * a->O * a->kh * g.kw * g.pixels * a->C;
+  T *wide = (T *)ii_cuda_scratch(k, II_SLOT_A, (size_t)count * sizeof(T));
+  if (!wide) return 1;
+  const void *y = fwd ? a->y : a->gy;
+  const int aligned = alignment(a->x, wide, y);
+  const ii_conv_problem p = ii_conv_problem_grouped(a, direction, aligned, &g);
+  if (fwd)
+    II_LAUNCH(k, conv2d_weights_spread<T>, ii_grid_for(k, count, TURN_THREADS), TURN_THREADS, 0, s,
+              (const T *)a->w, wide);
+  if (run_plan(k, &p, a->x, wide, y, done)) return 1;
+  if (*done && !fwd)
+    II_LAUNCH(k, conv2d_weights_gather<T>, ii_grid_for(k, weights, TURN_THREADS), TURN_THREADS, 0,
+              s, (const T *)wide, (float *)a->gw, a->acc_gw);
+  return 0;
+}
+
+/* The forward or the filter gradient with pixels in groups where the shape says so; *done stays
+ * false otherwise. */
+int run_grouped(ii_kctx *k, const ii_conv2d_args *a, ii_conv_direction direction, bool *done) {
+  ii_conv_grouping g;
+  if (!ii_conv_group(a, &g)) return 0;
+  return a->x_dtype == II_F16 ? run_groups_of<ii_f16>(k, a, direction, g, done)
+                              : run_groups_of<ii_bf16>(k, a, direction, g, done);
+}
+
+/* One direction as it is; w: weights or their gradient, O,kh,kw,C. */
+int run_whole(ii_kctx *k, const ii_conv2d_args *a, ii_conv_direction direction, const void *x,
+              const void *w, const void *y, bool *done) {
+  const ii_conv_problem p = ii_conv_problem_of(a, direction, alignment(x, w, y));
+  return run_plan(k, &p, x, w, y, done);
+}
+
 int forward(ii_kctx *k, const ii_conv2d_args *a) {
   bool done = false;
   void *w;
   if (for_library(a)) {
-    if (turned_weights(k, a, &w) || run_plan(k, a, II_CONV_FWD, a->x, w, a->y, &done)) return 1;
+    if (run_grouped(k, a, II_CONV_FWD, &done)) return 1;
+    if (!done && (turned_weights(k, a, &w) || run_whole(k, a, II_CONV_FWD, a->x, w, a->y, &done)))
+      return 1;
     if (done) return a->b ? add_bias(k, a) : 0;
   }
   return ii_conv_direct_fwd(k, a);
@@ -239,7 +328,7 @@ int backward_data(ii_kctx *k, const ii_conv2d_args *a) {
   void *w;
   if (for_library(a)) {
     if (turned_weights(k, a, &w)) return 1;
-    if (run_plan(k, a, II_CONV_BWD_DATA, a->gx, w, a->gy, &done)) return 1;
+    if (run_whole(k, a, II_CONV_BWD_DATA, a->gx, w, a->gy, &done)) return 1;
     if (done) return 0;
   }
   return ii_conv_direct_bwd_data(k, a);
@@ -248,8 +337,10 @@ int backward_data(ii_kctx *k, const ii_conv2d_args *a) {
 int backward_filter(ii_kctx *k, const ii_conv2d_args *a) {
   bool done = false;
   if (for_library(a)) {
+    if (run_grouped(k, a, II_CONV_BWD_FILTER, &done)) return 1;
+    if (done) return 0;
     void *turned = ii_cuda_scratch(k, II_SLOT_A, weight_bytes(a));
-    if (!turned || run_plan(k, a, II_CONV_BWD_FILTER, a->x, turned, a->gy, &done)) return 1;
+    if (!turned || run_whole(k, a, II_CONV_BWD_FILTER, a->x, turned, a->gy, &done)) return 1;
     if (done) {
       WITH_LIBRARY_TYPE(k, a->x_dtype, T, {
         II_LAUNCH(k, conv2d_weights_out<T>, turn_blocks(a), TURN_THREADS, turn_shared(a), a->C,

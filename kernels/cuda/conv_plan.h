@@ -25,7 +25,9 @@ typedef struct {
   ii_dtype dtype;   /* of x, y and w: II_F32, II_F16 or II_BF16; sums are fp32 */
   ii_dtype w_dtype; /* of w or its gradient */
   bool accumulate;  /* BWD_DATA: add to the result */
-  int kh, kw, stride, pad;
+  int kh, kw;
+  int stride_h, stride_w;         /* down and across */
+  int pad_h, pad_left, pad_right; /* rows above and below, columns before and behind */
   int alignment; /* bytes that every pointer is a multiple of; 16 is as good as more */
   int64_t N, H, W, C, O, Ho, Wo;
 } ii_conv_problem;
@@ -45,6 +47,22 @@ typedef struct {
 /* The problem behind one direction of a convolution's arguments; alignment as in the struct. */
 ii_conv_problem ii_conv_problem_of(const ii_conv2d_args *a, ii_conv_direction direction,
                                    int alignment);
+/* A convolution of few channels seen as one of more, without moving anything: x[N,H,W,C] is also
+ * [N, H, W/pixels, pixels*C], y[N,Ho,Wo,O] also [N, Ho, Wo/outputs, outputs*O], and what connects
+ * the two is a convolution with `kw` taps across, `lead` of them before the own group, and stride 1
+ * across. Its weights are, for tap j of output u of a group (channels o and c, row i),
+ *   wide[u*O + o][i][J][p*C + c] = w[o,c,i,j]   where (J - lead)*pixels + p = u*stride - pad + j,
+ * and zeros elsewhere. Tensor cores want pixels*C to be a multiple of 8. */
+typedef struct {
+  int pixels, outputs, lead, kw;
+} ii_conv_grouping;
+
+/* Whether the forward and the filter gradient of a should be computed like that, and how: 16-bit
+ * types, C not a multiple of 8, rows that groups divide, and no more channels than leave the
+ * multiplications with zeros cheaper than the bytes. */
+bool ii_conv_group(const ii_conv2d_args *a, ii_conv_grouping *g);
+ii_conv_problem ii_conv_problem_grouped(const ii_conv2d_args *a, ii_conv_direction direction,
+                                        int alignment, const ii_conv_grouping *g);
 bool ii_conv_problem_equal(const ii_conv_problem *a, const ii_conv_problem *b);
 
 /* Fills *out with the first plan, in the order of cuDNN's heuristics (mode A, then its fallbacks),

@@ -286,7 +286,8 @@ template <typename T, typename O, int N> int launch(ii_kctx *k, const ii_dcn_arg
   const int tiles = tiles_w * (int)ii_ceil_div(a->Ho, TILE_H);
   const int64_t items = a->N * tiles * a->G, blocks = ii_ceil_div(items, WARPS);
   if (blocks > INT_MAX) return ii_cuda_error(k, "dcn: too many pixels; use smaller batches");
-  const int shared = WARPS * warp_bytes<O, N>;
+  constexpr int shared = WARPS * warp_bytes<O, N>;
+  static_assert(shared <= II_DCN_MOST_SHARED, "some GPUs have no more");
   const gradients to = {a->goffset, a->gmask, a->acc_goffset, a->acc_gmask};
   II_CUDA_TRY(k, cudaFuncSetAttribute(dcn_dots_mma<T, O, N>,
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared));

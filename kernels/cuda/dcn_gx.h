@@ -91,7 +91,16 @@ bool ii_cuda_dcn_gx_has_mma(const ii_dcn_args *a);
 int ii_cuda_dcn_gx_mma(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t,
                        const ii_dcn_far &far);
 
-/* goffset and gmask where has_mma says there is such a kernel; dcn_dots_mma.cu. */
+/* gx of all images by one of these kernels, some images at a time, so that the scratch memory of
+ * their lists of far taps stays small; dcn_bwd.cu. */
+typedef int (*ii_dcn_gx_kernel)(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t,
+                                const ii_dcn_far &far);
+int ii_cuda_dcn_gather(ii_kctx *k, const ii_dcn_args *a, const ii_dcn_tiling &t,
+                       ii_dcn_gx_kernel gx);
+
+/* goffset and gmask of any call (dcn_bwd.cu), and faster where has_mma says there is such a kernel
+ * (dcn_dots_mma.cu). Pointers that are NULL are not written. */
+int ii_cuda_dcn_dots(ii_kctx *k, const ii_dcn_args *a);
 bool ii_cuda_dcn_dots_has_mma(const ii_dcn_args *a, const ii_dcn_tiling &t);
 int ii_cuda_dcn_dots_mma(ii_kctx *k, const ii_dcn_args *a);
 

@@ -6,6 +6,8 @@
 #include "kernels/cuda/dcn_gx.h"
 
 enum { II_DCN_ROWS = 32, II_DCN_TAPS = 9 };
+/* Shared memory that a block may ask for on every GPU since 8.0: bytes on 8.6, 8.9 and 12.0. */
+enum { II_DCN_MOST_SHARED = 99 * 1024 };
 
 /* Offsets and modulations of an output and group in shared memory: 4-byte words, the offsets of tap
  * k from element 2k, the modulations from word ii_dcn_om_front on. An odd number of words, so that

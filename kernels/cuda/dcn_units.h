@@ -130,6 +130,26 @@ static inline bool ii_dcn_nine(const ii_dcn_args *a, const ii_dcn_shape<R> &s, i
   return a->kh == 3 && a->kw == 3 && s.K == 9 && s.D == lanes * V;
 }
 
+/* p moved by n elements of type t; NULL stays. */
+static inline void *ii_dcn_skip(const void *p, int64_t n, ii_dtype t) {
+  return p ? (char *)(uintptr_t)p + n * (int64_t)ii_dtype_size(t) : NULL;
+}
+
+/* `count` images of a, from n on: a backward in turns. */
+static inline ii_dcn_args ii_dcn_images(const ii_dcn_args *a, int64_t n, int64_t count) {
+  const int64_t rows = n * a->Ho * a->Wo, pixels = n * a->H * a->W;
+  ii_dcn_args b = *a;
+  b.N = count;
+  b.x = ii_dcn_skip(a->x, pixels * a->x_row, a->x_dtype);
+  b.gy = ii_dcn_skip(a->gy, rows * a->C, a->x_dtype);
+  b.gx = ii_dcn_skip(a->gx, pixels * a->x_row, a->x_dtype);
+  b.offset = ii_dcn_skip(a->offset, rows * a->offset_row, a->om_dtype);
+  b.mask = ii_dcn_skip(a->mask, rows * a->mask_row, a->om_dtype);
+  b.goffset = ii_dcn_skip(a->goffset, rows * a->offset_row, a->om_dtype);
+  b.gmask = ii_dcn_skip(a->gmask, rows * a->mask_row, a->om_dtype);
+  return b;
+}
+
 /* ---- Small device functions -------------------------------------------------------------------*/
 
 /* Four numbers of one tap. */

@@ -20,6 +20,7 @@ typedef struct {
   cudnnHandle_t dnn; /* opened by conv2d.cu at its first call */
   struct ii_conv_plans *conv_plans;
   struct ii_matmul_plans *matmul_plans;
+  int64_t products_refused; /* shapes for which cuBLASLt had no algorithm, so far */
   void *scratch[II_CUDA_SLOTS];
   size_t scratch_bytes[II_CUDA_SLOTS];
   int64_t scratch_moves;   /* how often a slot got other memory */
@@ -85,5 +86,8 @@ typedef struct {
   void *c;
 } ii_cuda_gemm_args;
 int ii_cuda_gemm(ii_kctx *k, const ii_cuda_gemm_args *g);
+/* The same by a plain kernel, for what cuBLASLt refuses: sizes above 0, 65535 matrices at most;
+ * gemm_direct.cu. */
+int ii_cuda_gemm_direct(ii_kctx *k, const ii_cuda_gemm_args *g);
 
 #endif

@@ -11,7 +11,8 @@
  * cuBLASLt takes a bias of the type of c and nothing else (cublasLt.h,
  * CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE), so the fp32 bias of a 16-bit c is rounded into scratch by a
  * kernel of N elements first, as autocast does. Where the library has no algorithm with the bias
- * epilogue, the bias is added by a pass over c afterwards.
+ * epilogue, the bias is added by a pass over c afterwards; where it has none at all, or refuses to
+ * run the one it named, gemm_direct.cu computes the product.
  *
  * Not used: the GELU epilogues, which are the tanh form (the models' GELU is the exact erf form),
  * and BGRADB, which overwrites its output in the type of c, while gradients of biases are fp32 and
@@ -54,6 +55,7 @@ struct matmul_plan {
   cublasLtMatmulAlgo_t algo;
   size_t workspace;
   bool fused_bias;
+  bool direct; /* the library has no algorithm */
 };
 
 } // namespace
@@ -207,6 +209,11 @@ int set_preference(ii_kctx *k, const matmul_key *s, cublasLtMatmulPreferenceOpaq
   return 0;
 }
 
+/* What the library answers when it cannot do a product. */
+bool refused(cublasStatus_t status) {
+  return status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+}
+
 /* Asks for an algorithm; *found says whether there is one. */
 int ask(ii_kctx *k, matmul_plan *p, cublasLtMatmulPreferenceOpaque_t *pref, bool *found) {
   cublasLtMatmulHeuristicResult_t result[CANDIDATES];
@@ -214,7 +221,7 @@ int ask(ii_kctx *k, matmul_plan *p, cublasLtMatmulPreferenceOpaque_t *pref, bool
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
       ii_cuda(k)->blas, &p->op, &p->b, &p->a, &p->c, &p->c, pref, CANDIDATES, result, &n);
   *found = false;
-  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return 0;
+  if (refused(status)) return 0;
   BLAS_TRY(k, &p->key, status);
   for (int i = 0; i < n && !*found; i++) {
     if (result[i].state != CUBLAS_STATUS_SUCCESS) continue;
@@ -223,6 +230,11 @@ int ask(ii_kctx *k, matmul_plan *p, cublasLtMatmulPreferenceOpaque_t *pref, bool
     *found = true;
   }
   return 0;
+}
+
+void give_up(ii_kctx *k, matmul_plan *p) {
+  p->direct = true;
+  ii_cuda(k)->products_refused++;
 }
 
 int make_plan(ii_kctx *k, matmul_plan *p, const void *bias) {
@@ -238,9 +250,7 @@ int make_plan(ii_kctx *k, matmul_plan *p, const void *bias) {
     return 1;
   if (ask(k, p, &pref, &found)) return 1;
   if (!found && bias && (describe_operation(k, p, NULL) || ask(k, p, &pref, &found))) return 1;
-  if (!found)
-    return blas_failed(k, "cublasLtMatmulAlgoGetHeuristic", __LINE__, CUBLAS_STATUS_NOT_SUPPORTED,
-                       s);
+  if (!found) give_up(k, p);
   return 0;
 }
 
@@ -330,6 +340,7 @@ int multiply(ii_kctx *k, const ii_cuda_gemm_args *g) {
   const matmul_key s = key_of(g, bias);
   matmul_plan *p;
   if (plan_for(k, &s, bias, &p)) return 1;
+  if (p->direct) return ii_cuda_gemm_direct(k, g);
   if (p->fused_bias)
     BLAS_TRY(k, &s,
              cublasLtMatmulDescSetAttribute(&p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
@@ -341,9 +352,14 @@ int multiply(ii_kctx *k, const ii_cuda_gemm_args *g) {
   const bool wide = g->ab_dtype == II_F64;
   const void *alpha = wide ? (const void *)&alpha64 : &alpha32;
   const void *beta = wide ? (const void *)&beta64 : &beta32;
-  BLAS_TRY(k, &s,
-           cublasLtMatmul(ii_cuda(k)->blas, &p->op, alpha, g->b, &p->b, g->a, &p->a, beta, g->c,
-                          &p->c, g->c, &p->c, &p->algo, workspace, p->workspace, stream));
+  const cublasStatus_t status =
+      cublasLtMatmul(ii_cuda(k)->blas, &p->op, alpha, g->b, &p->b, g->a, &p->a, beta, g->c, &p->c,
+                     g->c, &p->c, &p->algo, workspace, p->workspace, stream);
+  if (refused(status)) { /* nothing has been queued */
+    give_up(k, p);
+    return ii_cuda_gemm_direct(k, g);
+  }
+  BLAS_TRY(k, &s, status);
   if (ii_cuda_launched(k, "cublasLtMatmul", __FILE__, __LINE__)) return 1;
   return g->bias && !p->fused_bias ? bias_pass(k, g, true) : 0;
 }

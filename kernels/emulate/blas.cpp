@@ -292,6 +292,12 @@ blas_problem problem_of(const request &r, const operands &o, double alpha, doubl
   return p;
 }
 
+/* Whether II_EMU_BLAS_REFUSES names this call: "ask" for an algorithm, or "run" it. */
+bool refuses(const char *call) {
+  const char *set = getenv("II_EMU_BLAS_REFUSES");
+  return set && !strcmp(set, call);
+}
+
 double scalar(const request &r, const void *p) {
   return r.op.scale == CUDA_R_64F ? *static_cast<const double *>(p)
                                   : (double)*static_cast<const float *>(p);
@@ -414,6 +420,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
   if (p.mark != PREFERENCE_MARK) return CUBLAS_STATUS_INVALID_VALUE;
   const cublasStatus_t status = read_request(handle, op, a, b, c, d, &r);
   if (status != CUBLAS_STATUS_SUCCESS) return status;
+  if (refuses("ask")) return CUBLAS_STATUS_NOT_SUPPORTED;
   const char *epilogues = getenv("II_EMU_BLAS_EPILOGUES");
   if (epilogues && atoi(epilogues) == 0 && r.op.epilogue != CUBLASLT_EPILOGUE_DEFAULT)
     return CUBLAS_STATUS_NOT_SUPPORTED;
@@ -446,6 +453,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t op, 
     return CUBLAS_STATUS_INVALID_VALUE;
   }
   if (workspace_bytes < x.workspace) return CUBLAS_STATUS_INVALID_VALUE;
+  if (refuses("run")) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (ii_emu::stream_device(stream) != handle->device) {
     ii_emu::report(true, "wrong device",
                    "cublasLtMatmul: the handle belongs to GPU %d, the stream to GPU %d",

@@ -311,7 +311,8 @@ std::vector<int> engines_for(const node &graph) {
   if (plans && strcmp(plans, "0") == 0) return found;
   if (c.x.type != c.y.type || c.x.type != c.w.type) return found;
   for (const dnn_tensor *t : {&c.x, &c.w, &c.y})
-    if (t->strides[1] != 1) return found; /* NHWC alone */
+    /* NHWC alone; the matrix units' engines move 16 bytes at a time */
+    if (t->strides[1] != 1 || (t->type != CUDNN_DATA_FLOAT && t->alignment < 16)) return found;
   for (int i = 0; i < ENGINE_COUNT; i++)
     if (!ENGINES[i].fp32_only || c.x.type == CUDNN_DATA_FLOAT) found.push_back(i);
   return found;

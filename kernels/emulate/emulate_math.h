@@ -1,5 +1,6 @@
 /* Scalar intrinsics that nvcc has built in, for emulate.h. Where the GPU's fast version is less
- * exact (__expf, rsqrtf, ...) these are the exact ones: compare with tolerances. */
+ * exact (__expf, rsqrtf, ...) these are the exact ones, but for __fdividef: compare with
+ * tolerances. */
 #ifndef II_EMULATE_MATH_H
 #define II_EMULATE_MATH_H
 
@@ -48,8 +49,14 @@ static inline void sincospif(float x, float *s, float *c) {
 static inline float fdividef(float a, float b) {
   return a / b;
 }
+/* Two units beside the quotient, up or down, which is as far as a GPU's may be; 0 for divisors
+ * beyond 2^126. */
 static inline float __fdividef(float a, float b) {
-  return a / b;
+  uint32_t bits;
+  memcpy(&bits, &b, sizeof bits);
+  const float q = fabsf(b) > 0x1p126f && fabsf(b) < INFINITY ? 0 * a : a / b;
+  const float to = bits * 2654435761u >> 31 ? INFINITY : -INFINITY;
+  return q == 0 || q - q != 0 ? q : nextafterf(nextafterf(q, to), to);
 }
 static inline float __saturatef(float x) {
   return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f;
@@ -320,37 +327,30 @@ static inline long long llmax(long long a, long long b) {
   return a > b ? a : b;
 }
 
-/* ---- Loads and stores with a cache hint -------------------------------------------------------*/
+/* ---- Loads and stores with a cache hint, of global memory alone
+ * --------------------------------*/
 
-template <typename T> static inline T __ldg(const T *p) {
-  return *p;
-}
-template <typename T> static inline T __ldca(const T *p) {
-  return *p;
-}
-template <typename T> static inline T __ldcg(const T *p) {
-  return *p;
-}
-template <typename T> static inline T __ldcs(const T *p) {
-  return *p;
-}
-template <typename T> static inline T __ldlu(const T *p) {
-  return *p;
-}
-template <typename T> static inline T __ldcv(const T *p) {
-  return *p;
-}
-template <typename T> static inline void __stwb(T *p, T v) {
-  *p = v;
-}
-template <typename T> static inline void __stcg(T *p, T v) {
-  *p = v;
-}
-template <typename T> static inline void __stcs(T *p, T v) {
-  *p = v;
-}
-template <typename T> static inline void __stwt(T *p, T v) {
-  *p = v;
-}
+#define II_EMU_LOAD(name)                                                                          \
+  template <typename T> static inline T name(const T *p, II_EMU_SITE) {                            \
+    ii_emu_global_access(p, sizeof *p, II_EMU_HERE);                                               \
+    return *p;                                                                                     \
+  }
+#define II_EMU_STORE(name)                                                                         \
+  template <typename T> static inline void name(T *p, T v, II_EMU_SITE) {                          \
+    ii_emu_global_access(p, sizeof *p, II_EMU_HERE);                                               \
+    *p = v;                                                                                        \
+  }
+II_EMU_LOAD(__ldg)
+II_EMU_LOAD(__ldca)
+II_EMU_LOAD(__ldcg)
+II_EMU_LOAD(__ldcs)
+II_EMU_LOAD(__ldlu)
+II_EMU_LOAD(__ldcv)
+II_EMU_STORE(__stwb)
+II_EMU_STORE(__stcg)
+II_EMU_STORE(__stcs)
+II_EMU_STORE(__stwt)
+#undef II_EMU_LOAD
+#undef II_EMU_STORE
 
 #endif

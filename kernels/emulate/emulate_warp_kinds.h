@@ -31,8 +31,11 @@ uint64_t ii_emu_warp(int kind, unsigned mask, uint64_t value, int arg, const cha
 int ii_emu_lane(void);
 /* Ends the process with a report. */
 [[noreturn]] void ii_emu_trap(const char *file, int line);
-/* Reports a misaligned address; tells the race checker and the memory profile. function, type: as in
- * CUDA; pc: an address in the kernel that belongs to this call. */
+/* Reports an address that is not global memory or not a multiple of `bytes`: what is named so is an
+ * instruction for global memory, which faults on a shared or local variable. */
+void ii_emu_global_access(const void *p, size_t bytes, const char *file, int line);
+/* Reports a misaligned address; tells the race checker and the memory profile. function, type: as
+ * in CUDA; pc: an address in the kernel that belongs to this call. */
 void ii_emu_atomic_access(const void *p, size_t bytes, const char *function, const char *type,
                           const void *pc, const char *file, int line);
 /* The lane's part of a fragment of a matrix, 16 rows of row_bytes that are `pitch` bytes apart, is

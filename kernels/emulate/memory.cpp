@@ -189,6 +189,23 @@ open_memory::~open_memory() {
 
 using namespace ii_emu;
 
+void ii_emu_global_access(const void *p, size_t bytes, const char *file, int line) {
+  static allocation last; /* kernels run on one thread at a time */
+  static uint64_t known;
+  if ((uintptr_t)p % bytes)
+    report(true, "misaligned access", "address %p, %zu bytes, at %s:%d", p, bytes, file, line);
+  if (known == allocations_version() && (uintptr_t)p - last.address < last.bytes) return;
+  last = find_allocation(p);
+  known = allocations_version();
+  std::string name;
+  uintptr_t start;
+  size_t size;
+  if (last.kind != MEMORY_NONE || (in_image(p) && !find_shared(p, &name, &start, &size))) return;
+  last.bytes = 0;
+  report(true, "access of other than global memory", "address %p, %zu bytes, at %s:%d", p, bytes,
+         file, line);
+}
+
 extern "C" {
 
 cudaError_t cudaMalloc(void **p, size_t bytes) {

@@ -84,6 +84,14 @@ run --update --table "$work/none.txt" gate_host_warning.cu
 expect "a warning of the host compiler" 1 "gate_host_warning.cu: does not compile without warnings" \
   "signed"
 
+mkdir "$work/folder"
+cp gate_good.cu "$work/folder"
+run --update --dir "$work/folder"
+expect "a folder with a table of its own" 0 "3 kernels compared with $work/folder/registers.txt"
+echo "gone.cu gone<float> 1 1 1 0" >>"$work/folder/registers.txt"
+run --dir "$work/folder"
+expect "a row without a kernel in that folder" 1 'has a row for "gone.cu gone<float>"'
+
 run --nonsense
 expect "an unknown flag" 2 "unknown flag --nonsense"
 
