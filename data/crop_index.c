@@ -169,12 +169,17 @@ static ii_status match(const ii_dataset *d, const table *t, const char *path, ii
   }
   free(f.places);
   if (x->indexed > 0) return II_OK;
+  if (t->n == 0)
+    return ii_error_set(err, II_ERR_FORMAT,
+                        "the crop index '%s' is of no image: the data set it was made for has no "
+                        "baseline JPEG files; go on without it",
+                        path);
   ii_dataset_name(d, 0, name);
   return ii_error_set(err, II_ERR_FORMAT,
                       "the crop index '%s' has nothing for any of the %lld images, the first of "
                       "which is '%.300s'; its %lld entries begin with '%.300s': was it made for "
                       "another data set?",
-                      path, (long long)images, name, (long long)t->n, t->n ? t->name[0] : "");
+                      path, (long long)images, name, (long long)t->n, t->name[0]);
 }
 
 static ii_status build(const ii_dataset *d, const char *path, table *t, ii_crop_index *x,

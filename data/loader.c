@@ -133,6 +133,7 @@ static void use_index(worker *w, int64_t sample, const uint8_t *bytes, int64_t n
   const ii_dataset *d = w->loader->config.dataset;
   int64_t packed_n;
   const uint8_t *packed = ii_dataset_packed_index(d, sample, bytes, &packed_n);
+  w->stopwatch.times.bytes += packed_n; /* read with the image */
   if (source.w == width && source.h == height) return;
   if (packed) {
     ii_image_use_index(w->decoder, packed, packed_n);

@@ -24,42 +24,9 @@ static int64_t scaled(int64_t side, int64_t longer, int64_t max_side) {
  * (malloc; another block afterwards). */
 static ii_status add_orientation(uint8_t **jpeg, int64_t *n, int orientation, ii_error *err) {
   /* APP1; TIFF header; a directory of one entry: orientation, 1 short; no more directories */
-  const uint8_t exif[] = {0xff,
-                          0xe1,
-                          0,
-                          34,
-                          'E',
-                          'x',
-                          'i',
-                          'f',
-                          0,
-                          0,
-                          'I',
-                          'I',
-                          42,
-                          0,
-                          8,
-                          0,
-                          0,
-                          0,
-                          1,
-                          0,
-                          0x12,
-                          0x01,
-                          3,
-                          0,
-                          1,
-                          0,
-                          0,
-                          0,
-                          (uint8_t)orientation,
-                          0,
-                          0,
-                          0,
-                          0,
-                          0,
-                          0,
-                          0};
+  uint8_t exif[36] = {0xff, 0xe1, 0, 34, 'E', 'x', 'i', 'f',  0, 0, 'I', 'I', 42,
+                      0,    8,    0, 0,  0,   1,   0,   0x12, 1, 3, 0,   1};
+  exif[28] = (uint8_t)orientation;
   uint8_t *more = malloc((size_t)*n + sizeof exif);
   if (!more) return ii_error_set(err, II_ERR_MEMORY, "no memory for an image");
   memcpy(more, *jpeg, 2);
