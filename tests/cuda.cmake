@@ -9,14 +9,14 @@ function(ii_cuda_test name)
     ENVIRONMENT "${CUDA_TEST_SETTINGS}")
 endfunction()
 
-foreach(name test_ops test_ops_dcn test_ops_special test_ops_update test_joint)
+foreach(name test_ops test_ops_dcn test_ops_special test_ops_update test_joint test_optimizer)
   ii_cuda_test(${name}_cuda ${name})
 endforeach()
 ii_cuda_test(golden_check_cuda golden_check --device cuda ${GOLDEN_FILES})
 
 enable_language(CXX) # for tests in C++
 # These use every engine there is.
-set_tests_properties(test_drop_path test_mix test_optimizer test_selftest PROPERTIES LABELS cuda)
+set_tests_properties(test_drop_path test_mix test_selftest PROPERTIES LABELS cuda)
 
 file(GLOB CUDA_TEST_FILES CONFIGURE_DEPENDS test_cuda_*.c test_cuda_*.cpp)
 if(II_CUDA STREQUAL emulate)
