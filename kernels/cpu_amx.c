@@ -26,7 +26,8 @@ enum {
   PIECE = 256,  /* terms that are packed at a time */
   SLICE = 2048, /* terms of a slice at least */
   MAX_SLICES = 16,
-  DOWN = 16, /* tiles of a block of c at most: 512 KiB */
+  MOST_SUMS = 1 << 23, /* of several slices of c, all together: 32 MiB */
+  DOWN = 16,           /* tiles of a block of c at most: 512 KiB */
   ACROSS = 32,
   PACKED = (DOWN + ACROSS) * SIDE * PIECE,
   ASK_PERMISSION = 0x1023, /* arch_prctl(ARCH_REQ_XCOMP_PERM, tile data) */
@@ -49,7 +50,7 @@ static void tiles_open(void) {
     config.row_bytes[i] = 2 * TERMS;
     config.rows[i] = SIDE;
   }
-  __asm__ volatile("" ::: "memory");
+  __asm__ volatile("" ::"r"(&config) : "memory"); /* all of it is read */
   _tile_loadconfig(&config);
 }
 
@@ -195,7 +196,8 @@ static product_plan plan_of(const operand *a, const operand *b, bool transposed,
                     .block_down = DOWN,
                     .block_across = ACROSS,
                     .transposed = transposed};
-  p.slices = min_of(MAX_SLICES, ceil_div(a->terms, SLICE));
+  const int64_t fit = MOST_SUMS / SUMS / p.down / p.across;
+  p.slices = min_of(ceil_div(a->terms, SLICE), fit > MAX_SLICES ? MAX_SLICES : fit > 1 ? fit : 1);
   p.slice = ceil_div(ceil_div(a->terms, p.slices), TERMS) * TERMS;
   p.slices = ceil_div(a->terms, p.slice);
   for (;;) {
