@@ -12,7 +12,9 @@
 #include "kernels/cpu_amx.h"
 #include "kernels/cpu_onednn.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BW__)
+/* clang until 15 has the second name. */
+#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__AVX512BW__)
+#include <cpuid.h>
 #include <immintrin.h>
 #include <omp.h>
 #include <sys/syscall.h>
@@ -30,12 +32,15 @@ enum {
   DOWN = 16,           /* tiles of a block of c at most: 512 KiB */
   ACROSS = 32,
   PACKED = (DOWN + ACROSS) * SIDE * PIECE,
+  BF16_BIT = 1 << 22, /* of cpuid 7, edx */
+  TILE_BIT = 1 << 24,
   ASK_PERMISSION = 0x1023, /* arch_prctl(ARCH_REQ_XCOMP_PERM, tile data) */
   TILE_DATA = 18
 };
 
 bool ii_amx_available(void) {
-  return __builtin_cpu_supports("amx-bf16") &&
+  unsigned a, b, c, d; /* not every compiler's __builtin_cpu_supports knows AMX */
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BF16_BIT) && (d & TILE_BIT) &&
          syscall(SYS_arch_prctl, ASK_PERMISSION, TILE_DATA) == 0;
 }
 

@@ -10,8 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
+
+#define LIMITED "limited" /* argument of the process with a limit of threads */
 
 typedef struct {
   int64_t M, N, K;
@@ -243,7 +246,32 @@ static void threads_do_not_change_bits(void **state) {
   }
 }
 
-int main(void) {
+/* What is to be seen in a process whose OMP_THREAD_LIMIT is 1. */
+static int limited_process(void) {
+  ii_kctx k = {0};
+  if (ii_cpu_engine_open(&k, 2) == 0 || !strstr(k.error, "OMP_THREAD_LIMIT allows 1")) return 1;
+  if (ii_cpu_engine_open(&k, 0) || k.threads != 1) return 1;
+  ii_cpu_engine_close(&k);
+  return 0;
+}
+
+/* A limit set from outside is kept to, or an error: products in a team smaller than was asked for
+ * were wrong. */
+static void limit_of_threads(void **state) {
+  const pid_t child = fork();
+  assert_true(child >= 0);
+  if (!child) {
+    setenv("OMP_THREAD_LIMIT", "1", 1);
+    execl("/proc/self/exe", "test_cpu_products", LIMITED, (char *)NULL);
+    _exit(127);
+  }
+  int status;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1 && !strcmp(argv[1], LIMITED)) return limited_process();
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(sums_of_integers_are_exact),
       cmocka_unit_test(operands_at_the_end_of_memory),
@@ -251,6 +279,7 @@ int main(void) {
       cmocka_unit_test(beside_the_library),
       cmocka_unit_test(scratch_has_a_limit),
       cmocka_unit_test(threads_do_not_change_bits),
+      cmocka_unit_test(limit_of_threads),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
