@@ -55,6 +55,15 @@ if(II_CUDA STREQUAL emulate)
     "${CUDA_TEST_SETTINGS};II_EMU_STREAMS=random;II_EMU_SEED=3")
 endif()
 
+# Convolutions where cuDNN has no plan, or will not run it: the kernels of our own.
+if(II_CUDA STREQUAL emulate)
+  foreach(setting II_EMU_DNN_PLANS=0 II_EMU_DNN_REFUSES=run)
+    ii_cuda_test(test_ops_${setting} test_ops)
+    set_tests_properties(test_ops_${setting} PROPERTIES ENVIRONMENT
+      "${CUDA_TEST_SETTINGS};${setting}")
+  endforeach()
+endif()
+
 # The stand-ins of libraries: their reports end a process; and once more with streams that run as
 # late as they may, over memory that is closed to the host.
 if(II_CUDA STREQUAL emulate)
