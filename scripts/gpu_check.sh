@@ -478,12 +478,14 @@ sanitize() { # TOOL
   file=$out/phases/$(printf %03d $number)
   if grep -qs 'Device not supported' "$log"; then
     sed -i 's/^status .*/status absent/; s/^note .*/note compute-sanitizer refuses this device/' "$file"
+    say "sanitizer-$1" absent "" "compute-sanitizer refuses this device"
     return 1
   fi
   # all kernels of ours, and few of the libraries', are in an anonymous namespace
   if grep -q '^status failed' "$file" && grep -q 'kernels passed' "$log" &&
     ! grep -q 'anonymous namespace\|_GLOBAL__N_\|<unnamed>\|_INTERNAL_' "$log"; then
     sed -i "s/^status .*/status passed/; s/^note .*/note reports from inside NVIDIA's libraries alone/" "$file"
+    say "sanitizer-$1" passed "" "reports from inside NVIDIA's libraries alone"
   fi
 }
 
