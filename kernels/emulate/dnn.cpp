@@ -360,7 +360,7 @@ cudnnStatus_t check(const node &n) {
 cudnnStatus_t give(int64_t have, int64_t room, int64_t *count, const void *from, size_t bytes,
                    void *to) {
   if (count) *count = have;
-  if (to) memcpy(to, from, static_cast<size_t>(have < room ? have : room) * bytes);
+  if (to && have > 0) memcpy(to, from, static_cast<size_t>(have < room ? have : room) * bytes);
   return CUDNN_STATUS_SUCCESS;
 }
 
