@@ -12,7 +12,9 @@
 #include "kernels/cpu_amx.h"
 #include "kernels/cpu_onednn.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BW__)
+/* clang until 15 has the second name. */
+#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__AVX512BW__)
+#include <cpuid.h>
 #include <immintrin.h>
 #include <omp.h>
 #include <sys/syscall.h>
@@ -26,15 +28,19 @@ enum {
   PIECE = 256,  /* terms that are packed at a time */
   SLICE = 2048, /* terms of a slice at least */
   MAX_SLICES = 16,
-  DOWN = 16, /* tiles of a block of c at most: 512 KiB */
+  MOST_SUMS = 1 << 23, /* of several slices of c, all together: 32 MiB */
+  DOWN = 16,           /* tiles of a block of c at most: 512 KiB */
   ACROSS = 32,
   PACKED = (DOWN + ACROSS) * SIDE * PIECE,
+  BF16_BIT = 1 << 22, /* of cpuid 7, edx */
+  TILE_BIT = 1 << 24,
   ASK_PERMISSION = 0x1023, /* arch_prctl(ARCH_REQ_XCOMP_PERM, tile data) */
   TILE_DATA = 18
 };
 
 bool ii_amx_available(void) {
-  return __builtin_cpu_supports("amx-bf16") &&
+  unsigned a, b, c, d; /* not every compiler's __builtin_cpu_supports knows AMX */
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BF16_BIT) && (d & TILE_BIT) &&
          syscall(SYS_arch_prctl, ASK_PERMISSION, TILE_DATA) == 0;
 }
 
@@ -49,7 +55,7 @@ static void tiles_open(void) {
     config.row_bytes[i] = 2 * TERMS;
     config.rows[i] = SIDE;
   }
-  __asm__ volatile("" ::: "memory");
+  __asm__ volatile("" ::"r"(&config) : "memory"); /* all of it is read */
   _tile_loadconfig(&config);
 }
 
@@ -195,7 +201,8 @@ static product_plan plan_of(const operand *a, const operand *b, bool transposed,
                     .block_down = DOWN,
                     .block_across = ACROSS,
                     .transposed = transposed};
-  p.slices = min_of(MAX_SLICES, ceil_div(a->terms, SLICE));
+  const int64_t fit = MOST_SUMS / SUMS / p.down / p.across;
+  p.slices = min_of(ceil_div(a->terms, SLICE), fit > MAX_SLICES ? MAX_SLICES : fit > 1 ? fit : 1);
   p.slice = ceil_div(ceil_div(a->terms, p.slices), TERMS) * TERMS;
   p.slices = ceil_div(a->terms, p.slice);
   for (;;) {

@@ -29,18 +29,22 @@ int ii_kernel_error(ii_kctx *k, const char *fmt, ...) {
 }
 
 /* Processors that the scheduler lets this process use: containers and batch systems often allow
- * fewer than the machine has. */
+ * fewer than the machine has. No more than OpenMP may start threads. */
 static int allowed_processors(void) {
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
   int n = omp_get_num_procs();
+  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) n = CPU_COUNT(&set);
+  if (n > omp_get_thread_limit()) n = omp_get_thread_limit();
   return n > 0 ? n : 1;
 }
 
 int ii_cpu_engine_open(ii_kctx *k, int threads) {
   k->device = II_CPU;
   if (threads < 0) return ii_kernel_error(k, "cpu engine: %d threads asked for", threads);
+  if (threads > omp_get_thread_limit()) /* oneDNN computes nonsense in smaller teams */
+    return ii_kernel_error(k, "cpu engine: %d threads asked for, but OMP_THREAD_LIMIT allows %d",
+                           threads, omp_get_thread_limit());
   k->threads = threads > 0 ? threads : allowed_processors();
   cpu_engine *e = calloc(1, sizeof *e);
   if (!e) return ii_kernel_error(k, "cpu engine: out of memory");

@@ -5,8 +5,9 @@
 
 #define II_SCRATCH_SLOTS 8
 
-/* Opens the CPU engine: k->device, k->threads (0 asks for all processors this process may use) and
- * k->engine are set. Returns 0, or nonzero with k->error. */
+/* Opens the CPU engine: k->device, k->threads (0 asks for all processors this process may use, or
+ * OMP_THREAD_LIMIT if that is fewer) and k->engine are set. Returns 0, or nonzero with k->error:
+ * more threads than OMP_THREAD_LIMIT allows, or no memory. */
 int ii_cpu_engine_open(ii_kctx *k, int threads);
 /* Releases everything that ii_cpu_engine_open and the kernels allocated. */
 void ii_cpu_engine_close(ii_kctx *k);

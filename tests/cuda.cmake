@@ -9,14 +9,14 @@ function(ii_cuda_test name)
     ENVIRONMENT "${CUDA_TEST_SETTINGS}")
 endfunction()
 
-foreach(name test_ops test_ops_dcn test_ops_special test_ops_update test_joint)
+foreach(name test_ops test_ops_dcn test_ops_special test_ops_update test_joint test_optimizer)
   ii_cuda_test(${name}_cuda ${name})
 endforeach()
 ii_cuda_test(golden_check_cuda golden_check --device cuda ${GOLDEN_FILES})
 
 enable_language(CXX) # for tests in C++
 # These use every engine there is.
-set_tests_properties(test_drop_path test_mix test_optimizer test_selftest PROPERTIES LABELS cuda)
+set_tests_properties(test_drop_path test_mix test_selftest PROPERTIES LABELS cuda)
 
 file(GLOB CUDA_TEST_FILES CONFIGURE_DEPENDS test_cuda_*.c test_cuda_*.cpp)
 if(II_CUDA STREQUAL emulate)
@@ -53,6 +53,15 @@ if(II_CUDA STREQUAL emulate)
   ii_cuda_test(test_cuda_graph_random test_cuda_graph)
   set_tests_properties(test_cuda_graph_random PROPERTIES ENVIRONMENT
     "${CUDA_TEST_SETTINGS};II_EMU_STREAMS=random;II_EMU_SEED=3")
+endif()
+
+# Convolutions where cuDNN has no plan, or will not run it: the kernels of our own.
+if(II_CUDA STREQUAL emulate)
+  foreach(setting II_EMU_DNN_PLANS=0 II_EMU_DNN_REFUSES=run)
+    ii_cuda_test(test_ops_${setting} test_ops)
+    set_tests_properties(test_ops_${setting} PROPERTIES ENVIRONMENT
+      "${CUDA_TEST_SETTINGS};${setting}")
+  endforeach()
 endif()
 
 # The stand-ins of libraries: their reports end a process; and once more with streams that run as

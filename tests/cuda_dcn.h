@@ -446,6 +446,16 @@ static void spoil_offsets(problem *p) {
   }
 }
 
+/* An infinite modulation for a tap that is half outside: the first one of every image's first
+ * output, moved to between the rows above the image and in it. Not with softmax. */
+static inline void spoil_margin(problem *p) {
+  for (int64_t n = 0; n < p->rows && !p->l.softmax; n += p->rows / p->l.N) {
+    p->off[n * p->row] = (p->l.scale + 0.5) / p->l.scale;
+    p->off[n * p->row + 1] = (p->l.scale - 0.5) / p->l.scale;
+    p->mask[n * p->mask_row] = INFINITY;
+  }
+}
+
 /* The engines; 0, or the exit status: 77 where there is no GPU. */
 static int engines_open(void) {
   if (ii_cuda_device_count() == 0) {

@@ -1,14 +1,20 @@
 /* Matrix products of the CPU engine, whoever computes them here: against sums of integers, which
- * bf16 and fp32 hold exactly, and for the weights' gradients of one layer with different numbers of
- * threads. */
+ * bf16 and fp32 hold exactly; and what those on AMX promise: no read behind an operand, a limit of
+ * scratch memory, the same bits with every number of threads. */
 #include "kernels/cpu_amx.h"
 #include "kernels/dtype.h"
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <cmocka.h>
+
+#define LIMITED "limited" /* argument of the process with a limit of threads */
 
 typedef struct {
   int64_t M, N, K;
@@ -96,6 +102,124 @@ static void sums_of_integers_are_exact(void **state) {
     }
 }
 
+/* A copy that ends where memory that cannot be read begins; *mapped: for munmap. */
+static uint16_t *at_the_end(const uint16_t *x, int64_t n, void **mapped, size_t *bytes) {
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE), size = (size_t)n * sizeof *x;
+  *bytes = (size + page - 1) / page * page + page;
+  *mapped = mmap(NULL, *bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  assert_true(*mapped != MAP_FAILED);
+  char *end = (char *)*mapped + *bytes - page;
+  assert_int_equal(mprotect(end, page, PROT_NONE), 0);
+  return memcpy(end - size, x, size);
+}
+
+/* No byte behind an operand is read: they may end where the process's memory does. In a team of one
+ * thread as well, though the engine has four. */
+static void operands_at_the_end_of_memory(void **state) {
+  if (!ii_amx_available()) skip();
+  for (size_t i = 1; i < sizeof all_sizes / sizeof *all_sizes; i++) {
+    const sizes *s = &all_sizes[i];
+    void *mapped[2];
+    size_t bytes[2];
+    uint16_t *a = integers(s->K * s->M, 6), *b = integers(s->K * s->N, 7);
+    uint16_t *at_a = at_the_end(a, s->K * s->M, &mapped[0], &bytes[0]);
+    uint16_t *at_b = at_the_end(b, s->K * s->N, &mapped[1], &bytes[1]);
+    float *c = results(s->M * s->N);
+    const ii_gemm_args g = product(s, at_a, at_b, false, c);
+    ii_kctx k;
+    open_engine(&k, 4);
+    int failed = 0;
+    if (ii_amx_serves(&g))
+#pragma omp parallel num_threads(2)
+#pragma omp single
+      failed = ii_amx_gemm(&k, &g); /* a region in a region has one thread */
+    assert_int_equal(failed, 0);
+    for (int64_t e = 0; e < s->M * s->N && ii_amx_serves(&g); e += 1 + s->M * s->N / 999)
+      assert_true(c[e] == (float)sum_of(a, b, s, e / s->N, e % s->N));
+    ii_cpu_engine_close(&k);
+    for (int j = 0; j < 2; j++) munmap(mapped[j], bytes[j]);
+    free(a);
+    free(b);
+    free(c);
+  }
+}
+
+/* Infinities and NaN reach their row or column of c, the zeros that fill up tiles nothing else. */
+static void what_is_not_finite_stays_in_its_row(void **state) {
+  const sizes s = {19, 37, 2077};
+  uint16_t *a = integers(s.K * s.M, 8), *b = integers(s.K * s.N, 9);
+  float *c = results(s.M * s.N);
+  a[2076 * s.M + 18] = ii_f32_to_bf16(INFINITY);
+  b[2076 * s.N + 36] = ii_f32_to_bf16(NAN);
+  a[5 * s.M + 7] = ii_f32_to_bf16(NAN);
+  ii_kctx k;
+  open_engine(&k, 2);
+  const ii_gemm_args g = product(&s, a, b, false, c);
+  if (ii_cpu_gemm(&k, &g)) fail_msg("%s", k.error);
+  for (int64_t m = 0; m < s.M; m++)
+    for (int64_t n = 0; n < s.N; n++)
+      assert_int_equal(!isfinite(c[m * s.N + n]), m == 7 || m == 18 || n == 36);
+  ii_cpu_engine_close(&k);
+  free(a);
+  free(b);
+  free(c);
+}
+
+/* Products of other kinds, which the library computes, between those: whose tiles are configured
+ * does not matter. */
+static void beside_the_library(void **state) {
+  const sizes s = {64, 80, 96}, out = {64, 48, 80};
+  uint16_t *a = integers(s.K * s.M, 10), *b = integers(s.K * s.N, 11);
+  uint16_t *x = integers(out.M * out.K, 12), *w = integers(out.K * out.N, 13);
+  float *c = results(s.M * s.N), *y = results(out.M * out.N);
+  ii_kctx k;
+  open_engine(&k, 2);
+  const ii_gemm_args gradient = product(&s, a, b, false, c);
+  ii_gemm_args forward = product(&out, x, w, false, y);
+  forward.trans_a = false;
+  for (int round = 0; round < 3; round++) {
+    memset(c, 0xff, (size_t)(s.M * s.N) * sizeof *c);
+    memset(y, 0xff, (size_t)(out.M * out.N) * sizeof *y);
+    if (ii_cpu_gemm(&k, &gradient) || ii_cpu_gemm(&k, &forward)) fail_msg("%s", k.error);
+    for (int64_t e = 0; e < s.M * s.N; e++)
+      assert_true(c[e] == (float)sum_of(a, b, &s, e / s.N, e % s.N));
+    for (int64_t e = 0; e < out.M * out.N; e++) {
+      int64_t want = 0;
+      for (int64_t t = 0; t < out.K; t++)
+        want += (int64_t)ii_bf16_to_f32(x[e / out.N * out.K + t]) *
+                (int64_t)ii_bf16_to_f32(w[t * out.N + e % out.N]);
+      assert_true(y[e] == (float)want);
+    }
+  }
+  ii_cpu_engine_close(&k);
+  free(a);
+  free(b);
+  free(c);
+  free(x);
+  free(w);
+  free(y);
+}
+
+/* Many terms of a large c are not cut into more slices than there is memory for. */
+static void scratch_has_a_limit(void **state) {
+  if (!ii_amx_available()) skip();
+  const sizes s = {768, 1024, 1 << 15};
+  uint16_t *a = calloc((size_t)(s.K * s.M), sizeof *a), *b = calloc((size_t)(s.K * s.N), sizeof *b);
+  float *c = results(s.M * s.N);
+  assert_true(a && b);
+  a[(s.K - 1) * s.M + 5] = b[(s.K - 1) * s.N + 9] = ii_f32_to_bf16(2);
+  ii_kctx k;
+  open_engine(&k, 2);
+  const ii_gemm_args g = product(&s, a, b, false, c);
+  assert_int_equal(ii_amx_gemm(&k, &g), 0);
+  assert_true(ii_cpu_engine_scratch_bytes(&k) < (int64_t)40 << 20);
+  for (int64_t e = 0; e < s.M * s.N; e++) assert_true(c[e] == (e == 5 * s.N + 9 ? 4 : 0));
+  ii_cpu_engine_close(&k);
+  free(a);
+  free(b);
+  free(c);
+}
+
 /* What ii_amx_gemm promises: the bits do not depend on the number of threads. */
 static void threads_do_not_change_bits(void **state) {
   if (!ii_amx_available()) skip();
@@ -122,10 +246,40 @@ static void threads_do_not_change_bits(void **state) {
   }
 }
 
-int main(void) {
+/* What is to be seen in a process whose OMP_THREAD_LIMIT is 1. */
+static int limited_process(void) {
+  ii_kctx k = {0};
+  if (ii_cpu_engine_open(&k, 2) == 0 || !strstr(k.error, "OMP_THREAD_LIMIT allows 1")) return 1;
+  if (ii_cpu_engine_open(&k, 0) || k.threads != 1) return 1;
+  ii_cpu_engine_close(&k);
+  return 0;
+}
+
+/* A limit set from outside is kept to, or an error: products in a team smaller than was asked for
+ * were wrong. */
+static void limit_of_threads(void **state) {
+  const pid_t child = fork();
+  assert_true(child >= 0);
+  if (!child) {
+    setenv("OMP_THREAD_LIMIT", "1", 1);
+    execl("/proc/self/exe", "test_cpu_products", LIMITED, (char *)NULL);
+    _exit(127);
+  }
+  int status;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1 && !strcmp(argv[1], LIMITED)) return limited_process();
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(sums_of_integers_are_exact),
+      cmocka_unit_test(operands_at_the_end_of_memory),
+      cmocka_unit_test(what_is_not_finite_stays_in_its_row),
+      cmocka_unit_test(beside_the_library),
+      cmocka_unit_test(scratch_has_a_limit),
       cmocka_unit_test(threads_do_not_change_bits),
+      cmocka_unit_test(limit_of_threads),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -263,6 +263,7 @@ static void tiles_with_what_is_not_finite(void **state) {
         p.off[n * p.row] = -500;
         p.mask[n * p.mask_row] = p.l.softmax ? 1 : bad[n / 5 % 3];
       }
+      spoil_margin(&p);
       const mode m = {&gpu, types[t], types[t], 0, false, 0, 0};
       const mode other = {&gpu, types[t], types[t], 1, false, 0, 0};
       results a = run(&p, m), b = run(&p, other);

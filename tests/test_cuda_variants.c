@@ -187,6 +187,7 @@ static void what_is_not_finite(void **state) {
         p.mask[n * p.mask_row] = p.l.softmax ? 1 : bad[n / 5 % 3];
       }
       for (int64_t n = 3; n < p.rows; n += 11) p.mask[n * p.mask_row + 4] = NAN;
+      spoil_margin(&p);
       tested = (gpu_kernels){ii_cuda_dcn_fwd, NULL, 0, 0};
       const mode m = {&gpu, types[t], types[t], 0, false, 0, 0};
       results want = run(&p, m);

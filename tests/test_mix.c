@@ -16,9 +16,10 @@
 #include "autograd/tape.h"
 #include "kernels/device.h"
 #include "op_guard.h"
+#include "test_files.h"
 #include "train/mix.h"
 
-#define FOLDER II_TEST_DATA "/golden/augment/"
+#define FOLDER "golden/augment/"
 
 enum { DRAWS = 20000, QUANTILES = 19 };
 
@@ -64,7 +65,7 @@ static ii_config official(void) {
 static void read_floats(const char *name, float *v, size_t n) {
   char path[512];
   snprintf(path, sizeof path, FOLDER "%s", name);
-  FILE *f = fopen(path, "rb");
+  FILE *f = open_test_file(path);
   if (!f || fread(v, sizeof *v, n, f) != n || fgetc(f) != EOF) fail_msg("%s", path);
   fclose(f);
 }
@@ -72,7 +73,7 @@ static void read_floats(const char *name, float *v, size_t n) {
 /* Calls f for each line of mix.txt that begins with word; there must be `count`. */
 static void for_lines(const char *word, int count, void (*f)(const char *line)) {
   char line[1024];
-  FILE *file = fopen(FOLDER "mix.txt", "r");
+  FILE *file = open_test_file(FOLDER "mix.txt");
   if (!file) fail_msg(FOLDER "mix.txt");
   for (int n = 0;; n++) {
     do
@@ -197,7 +198,7 @@ static int ascending(const void *a, const void *b) {
  * below timm's quantile number i, to within the errors of both samples. */
 static void same_distribution(const char *name, double *v, int64_t n) {
   char line[1024], head[64];
-  FILE *file = fopen(FOLDER "mix.txt", "r");
+  FILE *file = open_test_file(FOLDER "mix.txt");
   assert_non_null(file);
   const int length = snprintf(head, sizeof head, "quantiles %s ", name);
   do assert_non_null(fgets(line, sizeof line, file));

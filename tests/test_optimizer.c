@@ -1,5 +1,6 @@
 /* Optimizers, clipping, parameter freezing, moving averages and their state: against torch (numbers
- * in tests/golden/optim/steps.txt) and against what must hold. */
+ * in tests/golden/optim/steps.txt) and against what must hold. II_TEST_DEVICE=cuda: on that engine.
+ */
 #include "optim/optimizer.h"
 #include <math.h>
 #include <setjmp.h>
@@ -9,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include "kernels/device.h"
+#include "test_files.h"
 
 enum { PARAMS = 4, WITH_GRAD = 3, VALUES = 17, GRADS = 13 };
 
@@ -29,9 +32,10 @@ static const ii_schedule schedule = {.kind = II_SCHEDULE_COSINE,
 
 static ii_ctx *open_ctx(ii_dtype real, ii_dtype compute, int threads) {
   ii_error err = {0};
-  ii_ctx *c = ii_ctx_open(
-      &(ii_ctx_options){.device = II_CPU, .threads = threads, .real = real, .compute = compute},
-      &err);
+  ii_ctx_options o = {.device = II_CPU, .threads = threads, .real = real, .compute = compute};
+  const char *device = getenv("II_TEST_DEVICE");
+  if (device) assert_int_equal(ii_device_parse(device, &o.device, &o.index, &err), II_OK);
+  ii_ctx *c = ii_ctx_open(&o, &err);
   if (!c) fail_msg("%s", err.text);
   return c;
 }
@@ -166,7 +170,7 @@ static void run_torch_case(FILE *f, const torch_case *t, ii_dtype real, double t
 }
 
 static void run_torch_cases(ii_dtype real, double tol) {
-  FILE *f = fopen(II_TEST_DATA "/golden/optim/steps.txt", "r");
+  FILE *f = open_test_file("golden/optim/steps.txt");
   assert_non_null(f);
   int ch, cases = 0;
   while ((ch = fgetc(f)) == '#')
@@ -398,6 +402,16 @@ static void test_frozen_until_looked_at(void **state) {
   close_fixture(&f);
 }
 
+/* How many values of the bf16 copy of parameter `i` are not want[sizes[i]] rounded. */
+static int differing_in_low(fixture *f, int i, const double *want) {
+  double low[8];
+  int n = 0;
+  ii_tensor_read_f64(f->c, f->p.at[i].value->low, low);
+  for (int j = 0; j < sizes[i]; j++)
+    n += low[j] != (double)ii_bf16_to_f32(ii_f32_to_bf16((float)want[j]));
+  return n;
+}
+
 static void test_bf16_copies(void **state) {
   fixture f = open_fixture(II_F32, II_BF16);
   const ii_optimizer_options o = options_adamw();
@@ -405,9 +419,9 @@ static void test_bf16_copies(void **state) {
   for (int i = 0; i < 3; i++) one_step(&f, i);
   assert_null(f.p.at[1].value->low); /* vectors are used in fp32 */
   for (int i = 0; i < WITH_GRAD; i += 2) {
-    const float *p = ii_data(f.p.at[i].value);
-    const uint16_t *low = ii_data(f.p.at[i].value->low);
-    for (int j = 0; j < sizes[i]; j++) assert_int_equal(low[j], ii_f32_to_bf16(p[j]));
+    double now[8];
+    ii_tensor_read_f64(f.c, f.p.at[i].value, now);
+    assert_int_equal(differing_in_low(&f, i, now), 0);
   }
   close_fixture(&f);
 }
@@ -439,14 +453,10 @@ static void test_ema_of_buffers(void **state) {
 
 /* The bf16 copy of the first parameter is that of its present value, and not that of `other`. */
 static void assert_low_follows(fixture *f, const double *other) {
-  const float *p = ii_data(f->p.at[0].value);
-  const uint16_t *low = ii_data(f->p.at[0].value->low);
-  int different = 0;
-  for (int i = 0; i < sizes[0]; i++) {
-    assert_int_equal(low[i], ii_f32_to_bf16(p[i]));
-    different += low[i] != ii_f32_to_bf16((float)other[i]);
-  }
-  assert_true(different > 0);
+  double now[8];
+  ii_tensor_read_f64(f->c, f->p.at[0].value, now);
+  assert_int_equal(differing_in_low(f, 0, now), 0);
+  assert_true(differing_in_low(f, 0, other) > 0);
 }
 
 static void test_ema_swap(void **state) {
@@ -508,8 +518,9 @@ static void test_state_round_trip(void **state) {
     for (int64_t i = 0; i < items; i++) {
       ii_optimizer_state(&a.o, i, &from);
       ii_optimizer_state(&b.o, i, &to);
-      assert_memory_equal(ii_data(from.tensor), ii_data(to.tensor),
-                          (size_t)ii_numel(from.tensor) * sizeof(float));
+      ii_tensor_read_f64(a.c, from.tensor, x);
+      ii_tensor_read_f64(b.c, to.tensor, y);
+      assert_memory_equal(x, y, (size_t)ii_numel(from.tensor) * sizeof *x);
     }
     read_all(&a, x);
     read_all(&b, y);
@@ -535,6 +546,10 @@ static void test_plan_mode(void **state) {
 }
 
 int main(void) {
+  if (getenv("II_TEST_DEVICE") && ii_cuda_device_count() == 0) {
+    printf("skipped: no GPU for II_TEST_DEVICE=cuda\n");
+    return 77;
+  }
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_torch_double),
                                      cmocka_unit_test(test_torch_float),
                                      cmocka_unit_test(test_unused_and_frozen),

@@ -1,5 +1,5 @@
-#The development variants of the deformable convolution(variants.h) : a library for bench_variants
-#and test_cuda_variants alone, compiled as kernels / cuda is.
+# The development variants of the deformable convolution (variants.h): a library for bench_variants
+# and test_cuda_variants alone, compiled as kernels/cuda is.
 file(GLOB VARIANT_FILES CONFIGURE_DEPENDS bench/variants/*.cu)
 add_library(dcn_variants STATIC EXCLUDE_FROM_ALL bench/variants/variants.c ${VARIANT_FILES})
 target_include_directories(dcn_variants SYSTEM PRIVATE ${II_CUDA_INCLUDE} ${II_CUDNN_INCLUDE})

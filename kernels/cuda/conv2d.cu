@@ -1,6 +1,6 @@
 /* Dense convolution, NHWC: cuDNN for fp32, fp16 and bf16 with fp32 sums (tensor cores for 16-bit
- * types), the direct kernels of conv_direct.cu for double and where cuDNN has no plan; 1x1 of
- * stride 1 is a linear layer on pixels.
+ * types), the direct kernels of conv_direct.cu for double and where cuDNN has no plan or refuses to
+ * run the one it made; 1x1 of stride 1 is a linear layer on pixels.
  *
  * Weights are stored O,C,kh,kw; beside NHWC images cuDNN wants O,kh,kw,C, so a kernel reorders them
  * into scratch memory before, and the weights' gradient after. One block does 64 channels of one
@@ -217,7 +217,7 @@ int open_library(ii_kctx *k) {
 }
 
 /* *found = the plan for p, made now if it is new. */
-int find_plan(ii_kctx *k, const ii_conv_problem *p, const ii_conv_plan **found) {
+int find_plan(ii_kctx *k, const ii_conv_problem *p, ii_conv_plan **found) {
   if (open_library(k)) return 1;
   ii_cuda_engine *e = ii_cuda(k);
   ii_conv_plans *all = e->conv_plans;
@@ -241,15 +241,20 @@ int find_plan(ii_kctx *k, const ii_conv_problem *p, const ii_conv_plan **found) 
   return 0;
 }
 
-/* Runs the plan for these operands; *done stays false when there is none. */
+/* Runs the plan for these operands; *done stays false when there is none, or when the library turns
+ * out not to support what it made: that plan is given up. */
 int run_plan(ii_kctx *k, const ii_conv_problem *p, const void *x, const void *w, const void *y,
              bool *done) {
-  const ii_conv_plan *plan = NULL;
+  ii_conv_plan *plan = NULL;
   if (find_plan(k, p, &plan)) return 1;
   if (!plan->plan) return 0;
   void *workspace = ii_cuda_scratch(k, II_SLOT_WORKSPACE, (size_t)plan->workspace);
   if (!workspace) return 1;
   const cudnnStatus_t s = ii_conv_plan_run(plan, ii_cuda(k)->dnn, x, w, y, workspace);
+  if (CUDNN_STATUS_CATEGORY(s) == CUDNN_STATUS_NOT_SUPPORTED) { /* nothing has been queued */
+    ii_conv_plan_free(plan);
+    return 0;
+  }
   if (s) return dnn_failed(k, "a convolution of cuDNN", s);
   *done = true;
   return ii_cuda_launched(k, "cudnnBackendExecute", __FILE__, __LINE__);

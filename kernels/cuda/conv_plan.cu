@@ -145,7 +145,8 @@ descriptor graph(builder *b) {
 }
 
 /* Whether the engine of a configuration computes what the contract asks for. Tensor cores have no
- * fp32: with fp32 operands they stand for TF32. */
+ * fp32: with fp32 operands they stand for TF32. A library newer than its header might have more
+ * notes than fit: those of such an engine are not all known. */
 bool acceptable(const builder *b, descriptor config) {
   static const cudnnBackendNumericalNote_t refused[] = {
       CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS,
@@ -166,7 +167,7 @@ bool acceptable(const builder *b, descriptor config) {
     s = cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE,
                                  CUDNN_TYPE_NUMERICAL_NOTE, CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &n,
                                  note);
-  bool good = !s;
+  bool good = !s && n <= CUDNN_NUMERICAL_NOTE_TYPE_COUNT;
   for (int64_t i = 0; good && i < n; i++)
     for (const cudnnBackendNumericalNote_t bad : refused) good = good && note[i] != bad;
   for (int64_t i = 0; good && b->p->dtype == II_F32 && i < n; i++)

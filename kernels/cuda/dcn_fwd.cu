@@ -9,7 +9,7 @@
  * Bytes: x, offsets and modulations once, y once, and whatever part of x falls out of the caches
  * before the windows around it are done. Through L1: 4K gathers of V channels. Offsets and
  * modulations are read in pieces of their own type.
- * Registers on sm_80, 90, 100: at most 86; no spills.
+ * Registers on sm_80, 90, 100: at most 88; no spills.
  * Limits: images below 2^31 pixels, sides up to 2^22. */
 #include "kernels/cuda/dcn_fwd.h"
 #include "kernels/cuda/dcn_units.h"

@@ -267,8 +267,10 @@ template <bool forward, typename R>
 __device__ __forceinline__ ii_dcn_quad<R> ii_dcn_quad_of(const ii_dcn_place<R> &p, R m, R scale) {
   if (!forward) return {{p.lx, p.ly, m, scale * m}};
   if (!ii_dcn_inside(p.at)) m = R(0); /* whatever m is: NaN too */
-  const R top = (R(1) - p.ly) * m, bottom = p.ly * m;
-  return {{(R(1) - p.lx) * top, p.lx * top, (R(1) - p.lx) * bottom, p.lx * bottom}};
+  const R top = (R(1) - p.ly) * m, bottom = p.ly * m, none = R(0);
+  /* a corner outside has no term, whatever m is: 0 times an infinite weight would be NaN */
+  return {{p.at.x < 0 ? none : (R(1) - p.lx) * top, p.at.y < 0 ? none : p.lx * top,
+           p.at.z < 0 ? none : (R(1) - p.lx) * bottom, p.at.w < 0 ? none : p.lx * bottom}};
 }
 
 /* The taps of unit u, by its `lanes` lanes l: quad[K] and at[K] in shared memory. All lanes of the

@@ -9,9 +9,11 @@
  *
  * The heuristics propose, before engines that serve, some that a careful caller must pass over: one
  * whose sums change their order from call to call, one that shortens fp32 operands as TF32 does,
- * one with a huge workspace, one that no plan can be made of. They compute what they announce.
+ * one with a huge workspace, one that no plan can be made of, one with more notes than the header
+ * has. They compute what they announce.
  * There is no engine for an fp32 gradient of 16-bit weights, as in cuDNN 9.19.
- * II_EMU_DNN_PLANS=0 makes a library that has no engine for anything. */
+ * II_EMU_DNN_PLANS=0 makes a library that has no engine for anything, II_EMU_DNN_REFUSES=run one
+ * that will not run the plans it made. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -286,22 +288,21 @@ cudnnStatus_t check_operation(const node &n) {
 /* ---- Engines ----------------------------------------------------------------------------------*/
 
 struct engine {
-  cudnnBackendNumericalNote_t notes[2];
-  int note_count;
+  std::vector<cudnnBackendNumericalNote_t> notes;
   int64_t workspace; /* bytes */
   bool fp32_only, has_plan;
 };
 const engine ENGINES[] = {
-    {{CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC}, 1, 0, false, true},
-    {{CUDNN_NUMERICAL_NOTE_TENSOR_CORE, CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS},
-     2,
-     0,
-     true,
-     true},
-    {{}, 0, (int64_t)1 << 40, false, true},
-    {{}, 0, 0, false, false},
-    {{}, 0, 4096, false, true}};
-enum { ENGINE_COUNT = 5, UNORDERED = 0, SHORTENING = 1 };
+    {{CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC}, 0, false, true},
+    {{CUDNN_NUMERICAL_NOTE_TENSOR_CORE, CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS}, 0, true, true},
+    {{}, (int64_t)1 << 40, false, true},
+    {{}, 0, false, false},
+    /* notes that this header does not know */
+    {std::vector<cudnnBackendNumericalNote_t>(
+         100, static_cast<cudnnBackendNumericalNote_t>(CUDNN_NUMERICAL_NOTE_TYPE_COUNT)),
+     0, false, true},
+    {{}, 4096, false, true}};
+enum { ENGINE_COUNT = 6, UNORDERED = 0, SHORTENING = 1 };
 
 /* Which engines know the graph's operation. */
 std::vector<int> engines_for(const node &graph) {
@@ -359,7 +360,7 @@ cudnnStatus_t check(const node &n) {
 cudnnStatus_t give(int64_t have, int64_t room, int64_t *count, const void *from, size_t bytes,
                    void *to) {
   if (count) *count = have;
-  if (to) memcpy(to, from, static_cast<size_t>(have < room ? have : room) * bytes);
+  if (to && have > 0) memcpy(to, from, static_cast<size_t>(have < room ? have : room) * bytes);
   return CUDNN_STATUS_SUCCESS;
 }
 
@@ -464,6 +465,9 @@ cudnnStatus_t run(cudnnHandle_t handle, const node &plan, const node &pack) {
     workspace = get<void *>(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE);
   const cudnnStatus_t s = check_workspace(e, workspace);
   if (s) return s;
+  const char *refuses = getenv("II_EMU_DNN_REFUSES");
+  if (refuses && strcmp(refuses, "run") == 0)
+    return refuse(CUDNN_STATUS_NOT_SUPPORTED_SHAPE, "the plan does not run");
   const size_t bytes = static_cast<size_t>(e.workspace);
   check_apart(c, x, w, y, workspace, bytes);
   c.rounds_inputs = &e == &ENGINES[SHORTENING];
@@ -605,8 +609,8 @@ cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t const d,
   }
   if (n->type == CUDNN_BACKEND_ENGINE_DESCRIPTOR && name == CUDNN_ATTR_ENGINE_NUMERICAL_NOTE &&
       type == CUDNN_TYPE_NUMERICAL_NOTE)
-    return give(ENGINES[n->engine].note_count, room, count, ENGINES[n->engine].notes,
-                sizeof(cudnnBackendNumericalNote_t), out);
+    return give((int64_t)ENGINES[n->engine].notes.size(), room, count,
+                ENGINES[n->engine].notes.data(), sizeof(cudnnBackendNumericalNote_t), out);
   if (n->type == CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR &&
       name == CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE && type == CUDNN_TYPE_INT64)
     return give(1, room, count, &engine_of_plan(*n).workspace, sizeof(int64_t), out);

@@ -327,8 +327,7 @@ static inline long long llmax(long long a, long long b) {
   return a > b ? a : b;
 }
 
-/* ---- Loads and stores with a cache hint, of global memory alone
- * --------------------------------*/
+/* ---- Loads and stores of global memory with a cache hint --------------------------------------*/
 
 #define II_EMU_LOAD(name)                                                                          \
   template <typename T> static inline T name(const T *p, II_EMU_SITE) {                            \
