@@ -58,7 +58,7 @@ endif()
 # Convolutions where cuDNN has no plan, or will not run it: the kernels of our own.
 if(II_CUDA STREQUAL emulate)
   foreach(setting II_EMU_DNN_PLANS=0 II_EMU_DNN_REFUSES=run)
-    ii_cuda_test(test_ops_${setting} test_ops)
+    ii_cuda_test(test_ops_${setting} test_ops "conv *")
     set_tests_properties(test_ops_${setting} PROPERTIES ENVIRONMENT
       "${CUDA_TEST_SETTINGS};${setting}")
   endforeach()

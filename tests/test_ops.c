@@ -18,6 +18,7 @@
 #include "op_cases.h"
 #include "op_guard.h"
 #include "kernels/buffers.h"
+#include <fnmatch.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -246,7 +247,8 @@ static bool batched(const op_case *k, int i) {
 
 /* cuBLASLt and cuDNN choose an algorithm, and so the order of sums, by all sizes of a product. */
 static bool by_library(const op_case *k) {
-  const bool product = k->op == II_OP_linear || k->op == II_OP_linear_gelu || k->op == II_OP_bmm || k->op == II_OP_conv2d ||
+  const bool product = k->op == II_OP_linear || k->op == II_OP_linear_gelu || k->op == II_OP_bmm ||
+                       k->op == II_OP_conv2d ||
                        k->op == II_OP_checkpoint; /* of a block with a linear layer */
   return op_device() == II_CUDA && product;
 }
@@ -361,6 +363,12 @@ int main(int argc, char **argv) {
     cmocka_set_test_filter(argv[1]);
   else
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(kernel_without_guarded_run);
+  int wanted = argc <= 1;
+  for (int i = 0; i < n && !wanted; i++) wanted = fnmatch(argv[1], tests[i].name, 0) == 0;
+  if (!wanted) {
+    printf("no case is called '%s'\n", argv[1]);
+    return 1;
+  }
   int failed = _cmocka_run_group_tests("ops", tests, (size_t)n, NULL, NULL);
   printf("worst gradient error %.2g of the norm (bound %.0g): %s\n", worst_gradient, GRADIENT_BOUND,
          worst_gradient_case);
